@@ -1,0 +1,156 @@
+"""Hashes, fingerprints, and files that are either whole or not there.
+
+A manifest is written last, atomically: temporary name, fsync, rename, fsync of the folder. What
+has no manifest does not exist for the next stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.errors import ArtifactError, ResourceError
+
+SCHEMA = 1  # of every JSON artifact; a reader refuses a newer one
+TEMPORARY = ".tmp-"
+
+
+def canonical(document: Any) -> bytes:
+    """One byte string for one JSON document, whatever the order of its keys."""
+    return json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of what decides a stage's result."""
+    return hashlib.sha256(canonical({"schema": SCHEMA, **document})).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Names what a failed write means: disk full, not writable (exit 7)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(
+                f"no room to write `{path}`: {error.strerror}", "free some space and run again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise ResourceError(
+                f"cannot write `{path}`: {error.strerror}",
+                "choose another folder with --workdir, or mend its permissions",
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, or a machine that lost power, sees the old or the new one."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a manifest, atomically, with its schema."""
+    text = json.dumps({"schema": SCHEMA, **document}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
+    """Reads a manifest. `what` names it in an error, `hint` says which command makes it.
+
+    Raises ArtifactError when it is missing, corrupt, or of a newer format.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if not isinstance(document, dict):
+            raise ValueError("not a JSON object")
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no {what} at `{path}`", hint) from None
+    except NotADirectoryError:
+        raise ArtifactError(f"`{path.parent}` is not a folder", hint) from None
+    except PermissionError:
+        raise ResourceError(f"`{path}` may not be read", "mend its permissions") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"the {what} `{path}` is corrupt: {error}", hint) from None
+    schema = document.get("schema")
+    if not isinstance(schema, int):
+        raise ArtifactError(f"the {what} `{path}` has no schema number", hint)
+    if schema > SCHEMA:
+        raise ArtifactError(
+            f"the {what} `{path}` is of format {schema}; this version reads up to {SCHEMA}",
+            "upgrade bigmodel: pip install --upgrade bigmodel",
+        )
+    return document
+
+
+def check_file(path: Path, info: Mapping[str, Any], what: str, hint: str) -> None:
+    """Raises ArtifactError unless the file has the recorded size and hash."""
+    try:
+        size = path.stat().st_size
+        if size != info["bytes"]:
+            raise ArtifactError(
+                f"the {what} `{path}` has {size:,} bytes where {info['bytes']:,} were written", hint
+            )
+        if sha256(path) != info["sha256"]:
+            raise ArtifactError(f"the {what} `{path}` is corrupt: its hash differs", hint)
+    except FileNotFoundError:
+        raise ArtifactError(f"the {what} `{path}` is missing", hint) from None
+    except OSError as error:
+        raise ArtifactError(f"the {what} `{path}` cannot be read: {error}", hint) from None
+
+
+def file_info(path: Path) -> dict[str, Any]:
+    """The size and hash that `check_file` compares."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two documents, as `key: old → new`, for a person."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += changes(before, after, f"{prefix}{key}.")
+        elif canonical(before) != canonical(after):
+            found.append(f"{prefix}{key}: {_short(before)} → {_short(after)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:12]}…{text[-12:]}"

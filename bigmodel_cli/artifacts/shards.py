@@ -1,0 +1,154 @@
+"""Shards: examples as flat arrays plus offsets in safetensors files, memory-mapped, never copied.
+
+A field that is one number per example is an array of n numbers; a field of varying length is all
+values one after another, with `<field>.offsets` (int64, n + 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigmodel_cli.artifacts.manifest import check_file, write_atomic
+from bigmodel_cli.errors import ArtifactError
+
+HINT = "build it again: bigmodel prepare SOURCE --force"
+SHARD_BYTES = 128 << 20
+DTYPES: dict[str, Any] = {
+    "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
+    "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32,
+    "F64": np.float64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Examples by column. `values[name]` is flat; `lengths[name]` (n,) only for ragged fields."""
+
+    count: int
+    values: Mapping[str, NDArray[Any]]
+    lengths: Mapping[str, NDArray[Any]]
+
+
+class ShardWriter:
+    """Collects one split's columns and writes them as shards of bounded size.
+
+    A shard ends only between two calls of `add`, so what one call adds stays together.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.shards: list[dict[str, Any]] = []
+        self._pending: list[Columns] = []
+        self._bytes = 0
+
+    def add(self, columns: Columns) -> None:
+        if columns.count:
+            self._pending.append(columns)
+            self._bytes += sum(array.nbytes for array in columns.values.values())
+            if self._bytes >= SHARD_BYTES:
+                self._flush()
+
+    def close(self) -> list[dict[str, Any]]:
+        """Writes the rest; gives one record per shard for the manifest."""
+        if self._pending:
+            self._flush()
+        return self.shards
+
+    def _flush(self) -> None:
+        from safetensors.numpy import save
+
+        arrays: dict[str, NDArray[Any]] = {}
+        for name in self._pending[0].values:
+            arrays[name] = np.concatenate([part.values[name] for part in self._pending])
+            if name in self._pending[0].lengths:
+                lengths = np.concatenate([part.lengths[name] for part in self._pending])
+                arrays[f"{name}.offsets"] = np.concatenate(
+                    [np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]
+                )
+        count = sum(part.count for part in self._pending)
+        data = save(arrays, {"examples": str(count)})
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{self.split}-{len(self.shards):05d}-{digest[:12]}.safetensors"
+        write_atomic(self.folder / name, data)
+        self.shards.append({"name": name, "examples": count, "bytes": len(data), "sha256": digest})
+        self._pending, self._bytes = [], 0
+
+
+def read_header(path: Path, what: str = "shard", hint: str = HINT) -> tuple[dict[str, Any], int]:
+    """A safetensors file's header, checked against the file's size, and where its data begins."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, 100 << 20):
+                raise ValueError("its header has an impossible length")
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            width = np.dtype(DTYPES[entry["dtype"]]).itemsize if entry["dtype"] in DTYPES else 2
+            if not 0 <= begin <= end <= size - 8 - length:
+                raise ValueError(f"`{name}` lies outside of the file")
+            if math.prod(entry["shape"]) * width != end - begin:
+                raise ValueError(f"`{name}` has the wrong size")
+    except FileNotFoundError:
+        raise ArtifactError(f"the {what} `{path}` is missing", hint) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"the {what} `{path}` is corrupt: {error}", hint) from None
+    return header, 8 + length
+
+
+class Split:
+    """The examples of one split, over all of its shards."""
+
+    def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], verify: bool = True):
+        self._maps: list[dict[str, NDArray[Any]]] = []
+        for info in shards:
+            path = folder / info["name"]
+            if verify:
+                check_file(path, info, "shard", HINT)
+            header, start = read_header(path)
+            data: Any = (
+                np.memmap(path, np.uint8, "r", offset=start) if path.stat().st_size > start else b""
+            )
+            arrays = {}
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    begin, end = entry["data_offsets"]
+                    arrays[name] = np.frombuffer(
+                        memoryview(data)[begin:end], DTYPES[entry["dtype"]]
+                    )
+            self._maps.append(arrays)
+        self.shards = list(shards)
+        self.count = sum(info["examples"] for info in shards)
+        self._first = np.cumsum([0] + [info["examples"] for info in shards])
+
+    def __len__(self) -> int:
+        return int(self.count)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A field of one number per example, over all shards: (n,)."""
+        parts = [arrays[name] for arrays in self._maps]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def lengths(self, name: str) -> NDArray[np.int64]:
+        """The length of a ragged field in each example: (n,)."""
+        parts = [np.diff(arrays[f"{name}.offsets"]) for arrays in self._maps]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def values(self, name: str, first: int, last: int) -> NDArray[Any]:
+        """A ragged field's values of examples first..last-1, which must lie in one shard."""
+        shard = int(np.searchsorted(self._first, first, side="right")) - 1
+        offsets = self._maps[shard][f"{name}.offsets"]
+        base = self._first[shard]
+        return self._maps[shard][name][offsets[first - base] : offsets[last - base]]

@@ -1,0 +1,289 @@
+"""Tokenizers: byte-level BPE, characters and bytes, all lossless on any text, in one file format.
+
+All three are byte-level BPE models in `tokenizers` form, so that one decoder, and one table of
+each token's raw bytes, serves them: `bytes` has no merges; `chars` merges the bytes of each
+character and never across characters; `bpe` splits text with exactly Qwen2's regex (which other
+engines know by name) and has no normalizer, so that nothing is lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigmodel_cli.artifacts.manifest import write_atomic
+from bigmodel_cli.errors import ArtifactError, UsageError
+
+FILE = "tokenizer.json"
+ENDOFTEXT, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
+SPECIALS = (
+    ENDOFTEXT, PAD, MASK, "<|im_start|>", "<|im_end|>",
+    *(f"<|spare_{i}|>" for i in range(11)),
+)  # fmt: skip
+# Qwen2's pre-tokenizer regex, to the letter: llama.cpp knows it as `qwen2`.
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PIECE = 1 << 16  # a longer text is encoded in pieces of about this many characters
+BATCH = 1 << 20  # characters encoded in one call, which bounds memory
+HINT = "build it again: bigmodel prepare SOURCE --force"
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, as ByteLevel uses it: character → byte."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in kept}
+    shifted = (byte for byte in range(256) if byte not in set(kept))
+    table.update({chr(256 + i): byte for i, byte in enumerate(shifted)})
+    return table
+
+
+class Tokenizer:
+    """Text ↔ token ids. Special tokens spelled out in a text are plain text."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.inner.encode_special_tokens = True  # they are text unless we add them ourselves
+        self.inner.no_truncation()
+        self.inner.no_padding()
+        self.size: int = inner.get_vocab_size(with_added_tokens=True)
+        self.endoftext: int = inner.token_to_id(ENDOFTEXT)
+        self.pad: int = inner.token_to_id(PAD)
+        self.mask: int = inner.token_to_id(MASK)
+        spec = json.loads(inner.to_str())
+        decoder = spec.get("decoder") or {}
+        parts = decoder.get("decoders", [decoder])
+        self.byte_level = any(part.get("type") == "ByteLevel" for part in parts)
+        self.specials = {
+            token["id"]: token["content"] for token in spec["added_tokens"] if token["special"]
+        }
+        pre = spec.get("pre_tokenizer") or {}
+        steps = pre.get("pretokenizers", [pre])
+        self.pieces = (  # may a long text be cut at line ends before it is encoded?
+            self.byte_level
+            and spec.get("normalizer") is None
+            and not any(step.get("add_prefix_space") for step in steps)
+        )
+
+    @property
+    def dtype(self) -> Any:
+        """The smallest unsigned type that holds every id."""
+        return np.uint16 if self.size <= 1 << 16 else np.uint32
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """All texts' ids one after another, and each text's number of ids. No token is added."""
+        pieces: list[str] = []
+        owner: list[int] = []
+        for index, text in enumerate(texts):
+            for piece in _pieces(text) if self.pieces and len(text) > PIECE else (text,):
+                pieces.append(piece)
+                owner.append(index)
+        counts = np.zeros(len(texts), np.int64)
+        parts: list[NDArray[Any]] = []
+        for first, last in _groups(pieces):
+            encoded = self.inner.encode_batch_fast(pieces[first:last], add_special_tokens=False)
+            for index, item in zip(owner[first:last], encoded, strict=True):
+                ids = np.array(item.ids, self.dtype)
+                counts[index] += len(ids)
+                parts.append(ids)
+        return (np.concatenate(parts) if parts else np.zeros(0, self.dtype)), counts
+
+    def encode(self, text: str) -> list[int]:
+        return [int(i) for i in self.encode_batch([text])[0]]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; special tokens are left out, broken UTF-8 becomes U+FFFD."""
+        if self.byte_level:
+            table = self.token_bytes
+            return b"".join(table[i] for i in ids).decode("utf-8", errors="replace")
+        return str(self.inner.decode(list(ids), skip_special_tokens=True))
+
+    @functools.cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The raw bytes of each id; nothing for special tokens. Only of byte-level tokenizers."""
+        alphabet = _byte_alphabet()
+        table = []
+        for index in range(self.size):
+            token = self.inner.id_to_token(index)
+            if index in self.specials or token is None:
+                table.append(b"")
+            else:
+                table.append(
+                    bytes(alphabet[c] for c in token)
+                    if all(c in alphabet for c in token)
+                    else token.encode()
+                )
+        return table
+
+    @functools.cached_property
+    def token_lengths(self) -> NDArray[np.int64]:
+        """The number of raw bytes of each id: (V,)."""
+        return np.array([len(raw) for raw in self.token_bytes], np.int64)
+
+    @functools.cached_property
+    def signature(self) -> str:
+        """The beginning of the SHA-256 of its file: what two tokenizations have in common."""
+        return hashlib.sha256(self.inner.to_str().encode()).hexdigest()[:12]
+
+    def save(self, folder: Path) -> None:
+        write_atomic(folder / FILE, self.inner.to_str(pretty=True).encode())
+
+
+def _pieces(text: str) -> Iterable[str]:
+    """Cuts at line ends (or spaces, or anywhere): the bytes are the same, the tokens nearly so."""
+    start = 0
+    while len(text) - start > PIECE:
+        limit = start + PIECE
+        for mark in ("\n", " "):
+            end = text.rfind(mark, start + 1, limit)
+            if end > start:
+                # after a newline, but before a space: where the regex would split as well
+                limit = end + (mark == "\n")
+                break
+        yield text[start:limit]
+        start = limit
+    yield text[start:]
+
+
+def _groups(pieces: Sequence[str]) -> Iterable[tuple[int, int]]:
+    first = size = 0
+    for index, piece in enumerate(pieces):
+        if size and size + len(piece) > BATCH:
+            yield first, index
+            first, size = index, 0
+        size += len(piece)
+    if first < len(pieces):
+        yield first, len(pieces)
+
+
+def load(folder: Path, hint: str = HINT) -> Tokenizer:
+    """Reads tokenizer.json from a folder. Raises ArtifactError."""
+    from tokenizers import Tokenizer as Inner
+
+    path = folder / FILE
+    try:
+        tokenizer = Tokenizer(Inner.from_str(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no tokenizer at `{path}`", hint) from None
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise ArtifactError(f"the tokenizer `{path}` is corrupt: {error}", hint) from None
+    if None in (tokenizer.endoftext, tokenizer.pad, tokenizer.mask):
+        raise ArtifactError(f"the tokenizer `{path}` lacks {ENDOFTEXT}, {PAD} or {MASK}", hint)
+    return tokenizer
+
+
+def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[], None]], None]
+          ) -> Tokenizer:  # fmt: skip
+    """A new tokenizer of `kind` (bpe, chars, bytes) with at most `size` tokens.
+
+    `wait` runs the training and returns when it is done: it may be interrupted.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Inner
+
+    alphabet = sorted(_byte_alphabet(), key=lambda c: _byte_alphabet()[c])
+    start = {token: i for i, token in enumerate((*SPECIALS, *alphabet))}
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def isolate(pattern: str) -> Any:
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        return pre_tokenizers.Sequence([split, byte_level])
+
+    if kind == "bpe":
+        inner = Inner(models.BPE())
+        inner.pre_tokenizer = isolate(QWEN2)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        wait(lambda: inner.train_from_iterator(iter(texts), trainer))
+    else:
+        vocabulary, merges = dict(start), []
+        if kind == "chars":
+            letters = {byte: letter for letter, byte in _byte_alphabet().items()}
+            for char in sorted(set().union(*texts)):
+                token = ""
+                for byte in char.encode():
+                    if token and token + letters[byte] not in vocabulary:
+                        merges.append((token, letters[byte]))
+                        vocabulary[token + letters[byte]] = len(vocabulary)
+                    token += letters[byte]
+        inner = Inner(models.BPE(vocab=vocabulary, merges=merges))
+        inner.pre_tokenizer = isolate(r"[\s\S]") if kind == "chars" else byte_level
+        inner.add_special_tokens(list(SPECIALS))
+    inner.decoder = decoders.ByteLevel()
+    return _finish(inner)
+
+
+def bring(source: str) -> Tokenizer:
+    """Somebody else's tokenizer: a tokenizer.json, a folder with one, or hf:ID (network).
+
+    Special tokens that it lacks are appended. Raises UsageError.
+    """
+    from tokenizers import Tokenizer as Inner
+
+    try:
+        if source.startswith("hf:"):
+            inner = Inner.from_pretrained(source.removeprefix("hf:"))
+        else:
+            path = Path(source)
+            inner = Inner.from_str((path / FILE if path.is_dir() else path).read_text("utf-8"))
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise UsageError(
+            f"--tokenizer `{source}` cannot be loaded: {error}",
+            "give chars, bytes, a tokenizer.json, a run or bundle, or hf:ID",
+        ) from None
+    inner.add_special_tokens([t for t in SPECIALS if inner.token_to_id(t) is None])
+    return _finish(inner)
+
+
+def _finish(inner: Any) -> Tokenizer:
+    from tokenizers import processors
+
+    # Every engine that loads it starts a text from the same ids as training did.
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{ENDOFTEXT} $A",
+        pair=f"{ENDOFTEXT} $A {ENDOFTEXT} $B:1",
+        special_tokens=[(ENDOFTEXT, inner.token_to_id(ENDOFTEXT))],
+    )
+    return Tokenizer(inner)
+
+
+class TextStream:
+    """Text as its tokens come: an incomplete character is held back until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.text = ""
+        self._ids: list[int] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> None:
+        if self.tokenizer.byte_level:
+            self.text += self._decoder.decode(self.tokenizer.token_bytes[token])
+        else:
+            self._ids.append(token)
+            text = self.tokenizer.decode(self._ids)
+            if not text.endswith("\ufffd"):
+                self.text = text
+
+    def close(self) -> None:
+        """What is left incomplete becomes U+FFFD."""
+        if self.tokenizer.byte_level:
+            self.text += self._decoder.decode(b"", final=True)
+        else:
+            self.text = self.tokenizer.decode(self._ids)

@@ -1,0 +1,142 @@
+"""The program: its commands, its signals, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bigmodel_cli import __version__
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, status, train
+from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError
+from bigmodel_cli.events import Stop
+
+STARTED = time.monotonic()
+STOP = Stop()
+
+HELP = """From raw data to a running model in four commands that can prove what they did.
+
+    bigmodel prepare data/stories
+    bigmodel train --minutes 5
+    bigmodel evaluate --require "bits_per_byte<=baseline"
+    bigmodel deploy && bigmodel predict "One day"
+
+Everything lives in the working directory (./work, or -w). Exit codes: 0 done or up to date,
+1 a bug of ours, 2 wrong usage, 3 a gate said no, 4 unusable input data, 5 a missing or corrupt
+artifact, 6 training diverged, 7 out of memory or disk, 75 stopped (run it again), 130 Ctrl-C."""
+
+
+def build() -> typer.Typer:
+    """The Typer app with every command."""
+    app = typer.Typer(
+        name="bigmodel", help=HELP.replace("\n    ", "\n\n    "), no_args_is_help=True,
+        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False,
+    )  # fmt: skip
+
+    @app.callback()
+    def top(
+        version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    ) -> None:
+        if version:
+            print(f"bigmodel {__version__}")
+            raise typer.Exit
+
+    for module in (prepare, train, evaluate, deploy, predict, status):
+        module.register(app)
+    return app
+
+
+def main() -> None:
+    """Runs the command line and exits with the documented code."""
+    as_json = "--json" in sys.argv
+    signal.signal(signal.SIGINT, STOP.on_signal)
+    signal.signal(signal.SIGTERM, STOP.on_signal)
+    code = 0
+    try:
+        command = typer.main.get_command(build())
+        code = int(command(standalone_mode=False) or 0)
+        sys.stdout.flush()
+    except typer.Exit as exit_:
+        code = exit_.exit_code
+    except typer.TyperException as error:
+        # Typer names the option and the value itself; help without a command is no error
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            code = 2
+        else:
+            path = getattr(getattr(error, "ctx", None), "command_path", "bigmodel")
+            code = error.exit_code
+            render.error(error.format_message(), f"see {path} --help", code, as_json)
+    except BrokenPipeError:  # the reader of our output is gone: `bigmodel predict | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except (KeyboardInterrupt, typer.Abort):
+        error_ = InterruptError("interrupted", "run the same command again to go on")
+        code = _show(error_, as_json)
+    except BaseException as error:
+        code = _show(error, as_json)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # threads of libraries may be in the middle of a long call: they end with the process
+    os._exit(code)
+
+
+def _show(error: BaseException, as_json: bool) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    known = as_known(error)
+    if known is None:
+        path = Workdir(_workdir()).keep_traceback(error)
+        where = f"; the traceback is in `{path}`" if path else ""
+        known = BigmodelError(
+            f"this is a bug of ours: {type(error).__name__}: {error}{where}", "please report it"
+        )
+    render.error(known.message, known.hint, known.code, as_json)
+    return known.code
+
+
+def as_known(error: BaseException) -> BigmodelError | None:
+    """Our own error, or what an error of Python's or torch's means; None for a bug."""
+    if isinstance(error, BigmodelError):
+        return error
+    text = str(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or "can't allocate memory" in text or "bad allocation" in text:
+        return ResourceError(
+            "out of memory", "try a smaller --micro-batch, --size or --context, or --threads 1"
+        )
+    if isinstance(error, OSError):
+        from bigmodel_cli.artifacts.manifest import storage
+
+        try:
+            with storage(Path(error.filename or _workdir())):
+                raise error
+        except ResourceError as named:
+            return named
+        except OSError:
+            return None
+    return None
+
+
+def _workdir() -> Path:
+    arguments = sys.argv[1:]
+    for flag, value in zip(arguments, [*arguments[1:], ""]):
+        if flag in ("-w", "--workdir"):
+            return Path(value)
+        if flag.startswith("--workdir="):
+            return Path(flag.partition("=")[2])
+    return Path(os.environ.get("BIGMODEL_WORKDIR", "work"))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # for documentation tools and tests
+        return build()
+    raise AttributeError(name)

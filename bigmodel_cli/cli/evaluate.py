@@ -1,0 +1,65 @@
+"""bigmodel evaluate: options → one call → a table, a summary, an exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.cli import render
+from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.stage import running, settle
+from bigmodel_cli.config import EvaluateConfig, keys
+from bigmodel_cli.errors import GateError
+
+HELP = """Score a checkpoint beside the baselines; exit 3 if a --require does not hold.
+
+    bigmodel evaluate --require "bits_per_byte<=baseline"
+
+    bigmodel evaluate --against main.json --require "bits_per_byte<=previous*1.01" --json
+
+Each figure comes with a 95 % interval, by bootstrap over documents. Writes evaluation.json and
+report.html to the run, and a table to the file that GITHUB_STEP_SUMMARY names."""
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "evaluate", keys(EvaluateConfig), act, HELP)
+
+
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+    config = settle("evaluate", keys(EvaluateConfig), flags, common)
+    if config is None:
+        return
+    from bigmodel_cli.evaluate.report import HEADER, gate_text, markdown, rows, title
+    from bigmodel_cli.evaluate.run import run as evaluate
+
+    place = Workdir(workdir)
+    with running(common) as context:
+        done = evaluate(config.build(EvaluateConfig), place, run, context)
+    document = done.document
+    failed = [gate for gate in document["gates"] if not gate["passed"]]
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(markdown(document))
+    if common["json_"]:
+        render.document({**document, "up_to_date": done.fresh})
+    else:
+        print(title(document) + (" · up to date" if done.fresh else ""))
+        render.table(HEADER, rows(document))
+        losing = next(iter(document["metrics"]))
+        if rows(document)[0][-1] == "worse":
+            print(f"  The model loses to {document['baseline'][losing]['name']}: train it longer, "
+                  "make it larger, or ship the baseline.")  # fmt: skip
+        for gate in document["gates"]:
+            print("  " + gate_text(gate))
+        print(f"  {place.run(run).report}")
+    if failed:
+        if common["json_"]:
+            raise typer.Exit(GateError.code)  # the one document is out already
+        names = ", ".join(f"`{gate['rule']}`" for gate in failed)
+        raise GateError(f"{len(failed)} of {len(document['gates'])} gates failed: {names}")

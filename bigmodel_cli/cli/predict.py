@@ -1,0 +1,107 @@
+"""bigmodel predict: one request on the screen, or JSON lines from standard input."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.cli import render
+from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.stage import running, settle
+from bigmodel_cli.config import PredictConfig, keys
+from bigmodel_cli.errors import DataError, UsageError
+
+HELP = """Answer requests from a bundle, and from nothing else.
+
+    bigmodel predict "Once upon a time" --max-tokens 100 --temperature 0.8
+
+    echo '{"id": 1, "prompt": "Once", "max_tokens": 20}' | bigmodel predict --bundle model/
+
+Without a prompt, reads JSON lines and writes one answer each, in order; a bad line yields
+{"error": {...}} in its place, and exit 4 at the end. What a line does not say is taken from the
+options. A masked model fills in each <|mask|> of its prompt."""
+DEFAULTS = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+BLOCK = 1 << 16
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "predict", keys(PredictConfig), act, HELP)
+
+
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+    resolved = settle("predict", keys(PredictConfig), flags, common)
+    if resolved is None:
+        return
+    config = resolved.build(PredictConfig)
+    asked = "prompt" in flags
+    if not asked and sys.stdin.isatty():
+        raise UsageError(
+            "no prompt", 'give one: bigmodel predict "…", or JSON lines on standard input'
+        )
+    from bigmodel_cli.deploy.predict import Predictor
+
+    folder = Path(config.bundle) if config.bundle else Workdir(workdir).run(run).bundle
+    defaults = {name: getattr(config, name) for name in DEFAULTS}
+    defaults["stop"] = list(config.stop)
+    with running(common):
+        predictor = Predictor(folder, config.device, config.threads, config.precision)
+        if asked:
+            _one(predictor, config.prompt, defaults, common["json_"])
+            return
+        bad = total = 0
+        for lines in _lines(sys.stdin.fileno(), config.batch_size):
+            answers = predictor.answer_lines(lines, defaults)
+            bad += sum("error" in answer for answer in answers)
+            total += len(answers)
+            for answer in answers:
+                sys.stdout.write(json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        if bad:
+            raise DataError(f"{bad:,} of {total:,} lines were bad", "see `error` in their answers")
+
+
+def _one(predictor: Any, prompt: str, defaults: Mapping[str, Any], as_json: bool) -> None:
+    """One request, as text while it is written, or as one JSON document."""
+    request = predictor.request({predictor.task.field: prompt}, defaults)
+    if as_json:
+        for *_, whole in predictor.answer([request]):
+            if whole is not None:
+                render.document(whole)
+        return
+    sys.stdout.write(predictor.task.echo(prompt))
+    for _, text, _ in predictor.answer([request]):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _lines(handle: int, most: int) -> Iterator[list[bytes]]:
+    """Batches of lines: as many as are there, so that a partner on a pipe is answered at once."""
+    rest: list[bytes] = []
+    ready: list[bytes] = []
+    while True:
+        if ready and (len(ready) >= most or not select.select([handle], [], [], 0)[0]):
+            yield ready[:most]
+            ready = ready[most:]
+            continue
+        block = os.read(handle, BLOCK)
+        if not block:
+            break
+        *lines, last = block.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*rest, lines[0]])
+            rest = []
+        rest.append(last)
+        ready += [line for line in lines if line.strip()]
+    final = b"".join(rest)
+    ready += [final] if final.strip() else []
+    for first in range(0, len(ready), most):
+        yield ready[first : first + most]

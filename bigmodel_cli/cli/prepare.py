@@ -1,0 +1,71 @@
+"""bigmodel prepare: options → one call → what was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.cli import render
+from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.stage import running, settle
+from bigmodel_cli.config import PrepareConfig, keys
+from bigmodel_cli.tasks import task_class, task_keys
+
+HELP = """Turn raw files into tokenized, checksummed shards in work/data.
+
+    bigmodel prepare data/stories
+
+    bigmodel prepare corpus/ 'more/**/*.jsonl.gz' --test held-out.txt --vocab-size 8192
+
+Reads text, Markdown, source code, .jsonl, .csv, .tsv and .parquet, each also as .gz or .zst.
+Cleans, drops exact duplicates, splits by a hash of the content, learns a tokenizer on the train
+split, and counts all that was dropped. Does nothing when it is up to date."""
+
+
+def register(app: typer.Typer) -> None:
+    names = [*keys(PrepareConfig), *task_keys("prepare")]
+    command(app, "prepare", names, act, HELP, run=False)
+
+
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+    del run
+    config = settle("prepare", [*keys(PrepareConfig), *task_keys("prepare")], flags, common)
+    if config is None:
+        return
+    from bigmodel_cli.prepare.run import run as prepare
+
+    options: Any = config.build(task_class(config.values["task"]).Options)
+    with running(common) as context:
+        done = prepare(config.build(PrepareConfig), options, Workdir(workdir), context)
+    if common["json_"]:
+        render.document({**done.manifest, "up_to_date": done.fresh})
+    else:
+        show(done.manifest, done.fresh, workdir)
+
+
+def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path) -> None:
+    """A summary of the data's manifest."""
+    if fresh:
+        print(f"up to date: {workdir}/data ({manifest['fingerprint'][:12]})")
+        return
+    ledger = manifest["ledger"]
+    unit = manifest["unit"]
+    print(f"prepared {workdir}/data in {manifest['seconds']} s ({manifest['fingerprint'][:12]})")
+    render.table(
+        ["", unit, "bytes", "tokens"],
+        [
+            [split, f"{part['units']:,}", f"{part['bytes']:,}", f"{part['tokens']:,}"]
+            for split, part in manifest["splits"].items()
+        ],
+    )
+    came, kept = ledger["in"], ledger["kept"]
+    print(f"  {came['rows']:,} rows came in, {kept['rows']:,} were kept")
+    for kind in ("dropped", "removed"):
+        for reason, entry in ledger[kind].items():
+            what = "rows" if kind == "dropped" else "rows cleaned"
+            print(f"  {kind} {reason}: {entry['rows']:,} {what}, {entry['bytes']:,} bytes "
+                  f"(first: {entry['where'][0]})")  # fmt: skip

@@ -1,0 +1,175 @@
+"""bigmodel status: what is there, fresh, stale (and why) or missing. Reads manifests only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.workdir import Run, Workdir
+from bigmodel_cli.cli import render
+from bigmodel_cli.cli.options import command
+from bigmodel_cli.errors import BigmodelError, UsageError
+
+HELP = """Show every stage of the working directory: fresh, stale (and why), missing or corrupt.
+
+    bigmodel status
+
+    bigmodel status --json -w /somewhere/work | jq .runs"""
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "status", [], act, HELP, run=False)
+
+
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+    del run, flags
+    place = Workdir(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"`{workdir}` is not a folder", "choose another with --workdir")
+    stages = [{"stage": "prepare", **data_state(place)}]
+    runs = {}
+    for item in place.runs():
+        runs[item.name] = [
+            {"stage": stage, **_guarded(state, item, place)}
+            for stage, state in (
+                ("train", train_state), ("evaluate", evaluate_state), ("deploy", deploy_state),
+            )
+        ]  # fmt: skip
+    if common["json_"]:
+        render.document({"workdir": str(workdir), "data": stages[0], "runs": runs})
+        return
+    print(str(workdir))
+    lines = [["data", s["stage"], s["state"], s.get("detail", ""), _where(s)] for s in stages]
+    for name, states in runs.items():
+        lines += [[name, s["stage"], s["state"], s.get("detail", ""), _where(s)] for s in states]
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    for line in lines:
+        print("  " + "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip())
+
+
+def _where(state: Mapping[str, Any]) -> str:
+    if "bytes" not in state:
+        return ""
+    return f"{render.size(state['bytes'])}, {state['date']}"
+
+
+def _size(folder: Path) -> dict[str, Any]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    newest = max((path.stat().st_mtime for path in files), default=0.0)
+    return {
+        "bytes": sum(path.stat().st_size for path in files),
+        "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(newest)),
+    }
+
+
+def _guarded(state: Any, item: Run, place: Workdir) -> dict[str, Any]:
+    try:
+        return state(item, place)  # type: ignore[no-any-return]
+    except BigmodelError as error:
+        return {"state": "corrupt", "detail": error.message}
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        return {"state": "corrupt", "detail": f"a manifest is damaged: {error!r}"}
+
+
+def data_state(place: Workdir) -> dict[str, Any]:
+    """The prepared data: complete by name and size, and still of its sources where these are."""
+    if not place.manifest.exists():
+        return {"state": "missing", "detail": "bigmodel prepare SOURCE"}
+    try:
+        document = place.read_data()
+        from bigmodel_cli.prepare.run import intact, source_changes
+
+        if not intact(place, document):
+            return {
+                "state": "corrupt",
+                "detail": "shards or codec are damaged",
+                **_size(place.data),
+            }
+        changed = source_changes(place, document)
+    except BigmodelError as error:
+        return {"state": "corrupt", "detail": error.message}
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        return {"state": "corrupt", "detail": f"the manifest is damaged: {error!r}"}
+    units = sum(part["units"] for part in document["splits"].values())
+    tokens = sum(part["tokens"] for part in document["splits"].values())
+    detail = f"{document['task']}, {units:,} {document['unit']}, {tokens:,} tokens"
+    if changed:
+        return {"state": "stale", "detail": "; ".join(changed[:3]), **_size(place.data)}
+    return {"state": "fresh", "detail": detail, **_size(place.data)}
+
+
+def _data_is(known: Mapping[str, Any], place: Workdir) -> str:
+    """Why a run is stale, as far as its data go; "" if it is not."""
+    if not place.manifest.exists():
+        return "its data are gone"
+    if place.read_data()["fingerprint"] != known["data_fingerprint"]:
+        return "the data were prepared anew"
+    return ""
+
+
+def train_state(item: Run, place: Workdir) -> dict[str, Any]:
+    known = item.read_config()
+    names = checkpoint.names(item.checkpoints)
+    if not names:
+        return {"state": "unfinished", "detail": "no checkpoint yet"}
+    state = checkpoint.read_state(item.checkpoints / names[-1])
+    detail = f"step {state['step']:,}, {state['tokens']:,} tokens"
+    if state.get("validation"):
+        metric, value = next(iter(state["validation"].items()))
+        detail += f", validation {metric} {value:.4g}"
+    stale = _data_is(known, place)
+    kind = "stale" if stale else "fresh" if state.get("finished") else "unfinished"
+    return {"state": kind, "detail": stale or detail, **_size(item.checkpoints)}
+
+
+def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
+    del place
+    if not item.evaluation.exists():
+        return {"state": "missing", "detail": "bigmodel evaluate"}
+    document = manifest.read_json(item.evaluation, "evaluation", "")
+    metric, entry = next(iter(document["metrics"].items()))
+    if document["weights"] not in _weights(item):
+        return {"state": "stale", "detail": "its checkpoint is gone", **_size_of(item.evaluation)}
+    gates = [gate["passed"] for gate in document["gates"]]
+    verdict = f", {sum(gates)} of {len(gates)} gates passed" if gates else ""
+    return {
+        "state": "fresh", **_size_of(item.evaluation),
+        "detail": f"{metric} {entry['value']:.4g} on {document['split']}, "
+        f"{document['checkpoint']}{verdict}",
+    }  # fmt: skip
+
+
+def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
+    del place
+    if not item.bundle.exists():
+        return {"state": "missing", "detail": "bigmodel deploy"}
+    receipt = manifest.read_json(item.bundle / "receipt.json", "receipt", "")
+    if receipt["weights"] not in _weights(item):
+        return {"state": "stale", "detail": "its checkpoint is gone", **_size(item.bundle)}
+    if receipt["weights"] != _weights(item).get("best"):
+        return {"state": "stale", "detail": "there is a better checkpoint", **_size(item.bundle)}
+    return {"state": "fresh", "detail": receipt["checkpoint"], **_size(item.bundle)}
+
+
+def _size_of(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"bytes": stat.st_size,
+            "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(stat.st_mtime))}  # fmt: skip
+
+
+def _weights(item: Run) -> dict[str, str]:
+    """The hashes of all checkpoints' weights (each hash under itself), and the best one's."""
+    found = {}
+    best = manifest.read_json(item.checkpoints / "best.json", "record", checkpoint.HINT)["name"]
+    for name in checkpoint.names(item.checkpoints):
+        state = checkpoint.read_state(item.checkpoints / name)
+        digest = state["files"][checkpoint.MODEL]["sha256"]
+        found[digest] = name
+        if name == best:
+            found["best"] = digest
+    return found

@@ -1,0 +1,69 @@
+"""bigmodel train: options → one call → where the run stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.cli import render
+from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.stage import running, settle
+from bigmodel_cli.config import TrainConfig, keys
+from bigmodel_cli.models.sizes import SIZES, TABLE_VOCABULARIES, size_table
+from bigmodel_cli.tasks import task_class, task_keys
+
+HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
+
+    bigmodel train --minutes 10
+
+    bigmodel train --run lstm --model rnn --cell lstm --size mini --epochs 3 --batch-size 64
+
+A run that was stopped goes on where it was, to the very same weights; a finished one is up to
+date; one begun with other options is not touched (--restart, or another --run).
+
+Sizes (blocks × width: millions of weights, with {vocabularies} tokens):
+
+{table}"""
+
+
+def register(app: typer.Typer) -> None:
+    rows = [
+        f"    {size:<6} transformer {a:<24} rnn {b:<15} mlp {c}" for size, a, b, c in size_table()
+    ]
+    known = ", ".join(f"{TABLE_VOCABULARIES[size]:,}" for size in SIZES)
+    help_ = HELP.format(table="\n\n".join(rows), vocabularies=known)
+    command(app, "train", [*keys(TrainConfig), *task_keys("train")], act, help_)
+
+
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+    known = [*keys(TrainConfig), *task_keys("train")]
+    config = settle("train", known, flags, common)
+    if config is None:
+        return
+    from bigmodel_cli.train.run import run as train
+
+    place = Workdir(workdir)
+    task = place.read_data()["task"]
+    names = {key.name for key in keys(task_class(task).Options, "train")}
+    options = {name: value for name, value in config.values.items() if name in names}
+    with running(common) as context:
+        done = train(config.build(TrainConfig), options, place, run, context)
+    if common["json_"]:
+        render.document(
+            {
+                "run": done.run, "best": done.checkpoint, "step": done.step,
+                "tokens": done.tokens, "seconds": round(done.seconds, 1),
+                "validation": dict(done.validation), "up_to_date": done.fresh,
+            }
+        )  # fmt: skip
+        return
+    state = "up to date" if done.fresh else "trained"
+    print(f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, {done.tokens:,} tokens, "
+          f"{done.seconds:.0f} s")  # fmt: skip
+    if done.validation:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in done.validation.items())
+        print(f"  best checkpoint {done.checkpoint}: validation {figures}")

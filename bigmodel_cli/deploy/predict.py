@@ -1,0 +1,99 @@
+"""Answering requests from a bundle, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.artifacts import checkpoint
+from bigmodel_cli.artifacts.manifest import check_file, read_json
+from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
+from bigmodel_cli.models.device import autocast, set_up
+from bigmodel_cli.models.sequence import build
+from bigmodel_cli.models.sizes import ModelConfig
+from bigmodel_cli.tasks import Request, load_task
+
+BUNDLE = "bigmodel.json"
+HINT = "make the bundle again: bigmodel deploy --force"
+LONGEST_LINE = 64 << 20
+
+
+class Predictor:
+    """A bundle, verified and loaded. `task` checks and answers; `name` is the model's."""
+
+    def __init__(
+        self, folder: Path, device: str = "auto", threads: int = 0, precision: str = "fp32"
+    ) -> None:
+        """Raises ArtifactError when the bundle is missing or corrupt."""
+        from bigmodel_cli.deploy.huggingface import native_weights
+
+        self.manifest = read_json(folder / BUNDLE, "bundle", "make one: bigmodel deploy")
+        try:
+            for name, info in self.manifest["files"].items():
+                check_file(folder / name, info, "bundle", HINT)
+            self.task = load_task(folder, HINT)
+            config = ModelConfig.from_json(self.manifest["model"])
+            self.name = str(self.manifest["name"])
+            layout = self.manifest["layout"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"the bundle `{folder}` is corrupt: {error!r}", HINT) from None
+        path = folder / checkpoint.MODEL
+        weights = checkpoint.load_tensors(path, "bundle", HINT)
+        if layout == "huggingface":
+            weights = native_weights(weights, config)
+        self.device = set_up(device, threads)
+        self.precision = precision
+        self.model = build(config, weights, str(path)).to(self.device)
+
+    def request(self, document: Any, defaults: Mapping[str, Any]) -> Request:
+        """Checks one request. Raises DataError."""
+        if not isinstance(document, dict):
+            raise DataError(
+                "a request is a JSON object", f'for example {{"{self.task.field}": "…"}}'
+            )
+        given = {name: value for name, value in document.items() if value is not None}
+        return self.task.request({**defaults, **given})
+
+    def answer(
+        self, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        """(request, new text, the whole answer once it is finished), as they come."""
+        with autocast(self.device, self.precision):
+            yield from self.task.answer(self.model, requests)
+
+    def answer_lines(
+        self, lines: Sequence[bytes], defaults: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """One answer for each JSON line, in order, `id` passed through; a bad line yields
+        {"error": {…}} in its place."""
+        answers: list[dict[str, Any]] = [{} for _ in lines]
+        requests: list[Request] = []
+        places: list[int] = []
+        for place, line in enumerate(lines):
+            try:
+                try:
+                    document = json.loads(line) if len(line) <= LONGEST_LINE else None
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"not a line of JSON: {error}") from None
+                if isinstance(document, dict) and "id" in document:
+                    answers[place]["id"] = document["id"]
+                requests.append(self.request(document, defaults))
+                places.append(place)
+            except BigmodelError as error:
+                answers[place]["error"] = error_document(error)
+        try:
+            for index, _, whole in self.answer(requests) if requests else ():
+                if whole is not None:
+                    answers[places[index]].update(whole)
+        except DataError as error:  # of one request, found only by the model
+            if len(lines) == 1:
+                answers[0]["error"] = error_document(error)
+            else:
+                return [self.answer_lines([line], defaults)[0] for line in lines]
+        return answers
+
+
+def error_document(error: BigmodelError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "hint": error.hint}

@@ -1,0 +1,198 @@
+"""deploy: best checkpoint → a bundle that needs nothing else of the working directory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
+from bigmodel_cli.config import DeployConfig, identity
+from bigmodel_cli.errors import ArtifactError, BigmodelError
+from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.tasks import Task, load_task, save_task
+
+BUNDLE, RECEIPT, CARD = "bigmodel.json", "receipt.json", "README.md"
+CODEC_HINT = "train again: bigmodel train --restart"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The bundle's folder and receipt, and whether it was up to date."""
+
+    folder: Path
+    receipt: dict[str, Any]
+    layout: str
+    fresh: bool
+
+
+def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> Deployed:
+    """Writes the run's bundle, and proves it, unless it is up to date.
+
+    Raises UsageError, ArtifactError, ResourceError; BigmodelError when the proof fails.
+    """
+    place = workdir.run(name)
+    training = place.read_config()
+    data = workdir.read_data()
+    with lock(place.folder):
+        path, state = checkpoint.find(place.checkpoints, config.checkpoint)
+        weights = state["files"][checkpoint.MODEL]["sha256"]
+        evaluation = _evaluation(place, weights)
+        recipe = {
+            "stage": "deploy", "weights": weights, "options": {
+                k: v for k, v in identity(config).items() if k != "checkpoint"},
+            "evaluation": evaluation["fingerprint"] if evaluation else None,
+            "prover": _transformers_version(),
+        }  # fmt: skip
+        print_ = manifest.fingerprint(recipe)
+        old = _old(place.bundle, print_) if not config.force else None
+        if old:
+            return old
+        if training["data_fingerprint"] != data["fingerprint"]:
+            raise ArtifactError(
+                f"run `{name}` was trained on other data than are in `{workdir.data}` now",
+                "train on these: bigmodel train --restart, or another --run",
+            )
+        return _build(path, state, training, data, evaluation, print_, workdir, place, context)
+
+
+def _transformers_version() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None
+
+
+def _evaluation(place: Run, weights: str) -> dict[str, Any] | None:
+    """The evaluation of these very weights, if there is one."""
+    try:
+        document = manifest.read_json(place.evaluation, "evaluation", "")
+    except BigmodelError:
+        return None
+    return document if document.get("weights") == weights else None
+
+
+def _old(folder: Path, fingerprint: str) -> Deployed | None:
+    try:
+        document = manifest.read_json(folder / BUNDLE, "bundle", "")
+        if document["fingerprint"] != fingerprint:
+            return None
+        for name, info in document["files"].items():
+            if (folder / name).stat().st_size != info["bytes"]:
+                return None
+        receipt = manifest.read_json(folder / RECEIPT, "receipt", "")
+    except (BigmodelError, OSError, KeyError):
+        return None
+    return Deployed(folder, receipt, document["layout"], fresh=True)
+
+
+def _build(
+    path: Path, state: Mapping[str, Any], training: Mapping[str, Any], data: Mapping[str, Any],
+    evaluation: dict[str, Any] | None, fingerprint: str, workdir: Workdir, place: Run,
+    context: Context,
+) -> Deployed:  # fmt: skip
+    context.emit(Progress("load", 0, None, ""))
+    from bigmodel_cli.deploy import huggingface
+    from bigmodel_cli.deploy.card import card
+    from bigmodel_cli.models.sequence import build
+    from bigmodel_cli.models.sizes import ModelConfig
+
+    task = load_task(place.codec, CODEC_HINT)
+    shape = ModelConfig.from_json(training["model"])
+    weights = checkpoint.load_tensors(path / checkpoint.MODEL)
+    model = build(shape, weights, str(path))
+    tokenizer: Any = getattr(task, "tokenizer", None)
+    portable = tokenizer is not None and huggingface.fits(shape)
+    name = f"bigmodel-{place.name}"
+    staging = place.folder / f"{manifest.TEMPORARY}bundle"
+    with manifest.storage(staging):
+        staging.mkdir()
+    save_task(task, staging)
+    if portable:
+        exported = huggingface.export_weights(weights, shape)
+        for file, document in {
+            "config.json": huggingface.config_json(shape, tokenizer),
+            "generation_config.json": huggingface.generation_config_json(tokenizer),
+            "tokenizer_config.json": huggingface.tokenizer_config_json(shape),
+        }.items():
+            manifest.write_atomic(staging / file, _pretty(document))
+    else:
+        exported = dict(weights)
+        context.note(f"this {shape.family} is loadable by bigmodel alone")
+    context.emit(Progress("write", 0, None, ""))
+    checkpoint.save_tensors(staging / checkpoint.MODEL, exported)
+    receipt = _receipt(model, task, staging, portable, data, workdir, context)
+    receipt |= {
+        "run": place.name, "checkpoint": path.name,
+        "weights": state["files"][checkpoint.MODEL]["sha256"],
+        "evaluated": evaluation is not None,
+    }  # fmt: skip
+    manifest.write_json(staging / RECEIPT, receipt)
+    text = card(name, shape, training, state, data, evaluation, receipt, portable)
+    manifest.write_atomic(staging / CARD, text.encode())
+    files = {p.name: manifest.file_info(p) for p in sorted(staging.iterdir()) if p.name != BUNDLE}
+    manifest.write_json(
+        staging / BUNDLE,
+        {
+            "name": name, "task": task.name, "model": shape.to_json(),
+            "layout": "huggingface" if portable else "native", "fingerprint": fingerprint,
+            "training": training["fingerprint"], "data_fingerprint": data["fingerprint"],
+            "files": files,
+        },
+    )  # fmt: skip
+    _publish(staging, place)
+    layout = "huggingface" if portable else "native"
+    return Deployed(place.bundle, receipt, layout, fresh=False)
+
+
+def _pretty(document: Mapping[str, Any]) -> bytes:
+    import json
+
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _receipt(
+    model: Any, task: Task, staging: Path, portable: bool, data: Mapping[str, Any],
+    workdir: Workdir, context: Context,
+) -> dict[str, Any]:  # fmt: skip
+    """Loads what was written, by both ways that users load it, and compares with the checkpoint."""
+    from bigmodel_cli.artifacts.shards import Split
+    from bigmodel_cli.deploy import huggingface, receipt
+    from bigmodel_cli.models.sequence import build
+
+    context.emit(Progress("prove", 0, None, ""))
+    held_out = next((n for n in ("test", "val", "train") if data["splits"][n]["shards"]), "train")
+    split = Split(workdir.data, data["splits"][held_out]["shards"])
+    words, texts = task.proof_texts(split, receipt.TEXTS)
+    weights = checkpoint.load_tensors(staging / checkpoint.MODEL)
+    if portable:
+        weights = huggingface.native_weights(weights, model.config)
+    again = build(model.config, weights, str(staging))
+    result: dict[str, Any] = {
+        "split": held_out,
+        "bigmodel": {"proof": "passed", **receipt.compare(model, texts, again, "the bundle")},
+    }
+    if portable:
+        result["transformers"] = receipt.transformers_proof(staging, model, texts, words)
+    else:
+        result["transformers"] = {"proof": "none: loadable by bigmodel alone"}
+    if not str(result["transformers"]["proof"]).startswith(("passed", "none")):
+        context.warn(f"the proof with transformers was {result['transformers']['proof']}")
+    return result
+
+
+def _publish(staging: Path, place: Run) -> None:
+    """Swaps the bundle: the old one goes aside, the new one takes its place."""
+    aside = place.folder / f"{manifest.TEMPORARY}old-bundle"
+    with manifest.storage(place.bundle):
+        manifest.sync_folder(staging)
+        if place.bundle.exists():
+            place.bundle.replace(aside)
+        staging.replace(place.bundle)
+        manifest.sync_folder(place.folder)
+        shutil.rmtree(aside, ignore_errors=True)

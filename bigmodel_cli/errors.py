@@ -1,0 +1,69 @@
+"""The error tree. Each class owns its exit code; libraries raise, `cli` alone prints.
+
+BigmodelError      1   a bug of ours
+├── UsageError     2   wrong usage or configuration
+├── GateError      3   a gate said no
+├── DataError      4   input data unusable
+├── ArtifactError  5   an artifact missing, corrupt, stale or of a newer format
+├── DivergedError  6   training diverged
+├── ResourceError  7   out of memory or disk, or not writable
+├── StoppedError  75   stopped by SIGTERM, or the folder is in use: run the same command again
+└── InterruptError 130 Ctrl-C, likewise resumable
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BigmodelError(Exception):
+    """What happened, with the value in backticks, and a hint: the command to run next."""
+
+    code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(BigmodelError):
+    code = 2
+
+
+class GateError(BigmodelError):
+    code = 3
+
+
+class DataError(BigmodelError):
+    code = 4
+
+
+class ArtifactError(BigmodelError):
+    code = 5
+
+
+class DivergedError(BigmodelError):
+    code = 6
+
+
+class ResourceError(BigmodelError):
+    code = 7
+
+
+class StoppedError(BigmodelError):
+    code = 75
+
+
+class InterruptError(BigmodelError):
+    code = 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known words, else all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(f"`{name}`" for name in near) + "?"
+    return "known: " + ", ".join(names)

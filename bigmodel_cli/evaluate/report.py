@@ -1,0 +1,220 @@
+"""report.html: one file that shows curves, metrics, baselines, gates, samples, provenance; and the
+same figures as Markdown for a CI summary."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from bigmodel_cli.artifacts.workdir import Run
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --paper: #ffffff; --soft: #64707f;
+  --line: #dfe4ea; --good: #14804a; --bad: #b42318; --card: #f6f8fa }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --paper: #14181f; --soft: #98a2b0;
+  --line: #2c333d; --good: #4cc38a; --bad: #ff8f85; --card: #1b212a } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem }
+h1 { font-size: 1.6rem; margin-bottom: .25rem } h2 { font-size: 1.15rem; margin-top: 2.25rem }
+p.lead { color: var(--soft); margin-top: 0 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid var(--line) }
+th:first-child, td:first-child { text-align: left }
+.good { color: var(--good) } .bad { color: var(--bad) }
+.plot { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .5rem }
+.plot svg { width: 100%; height: auto; display: block }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: .8rem 1rem;
+  border-radius: .5rem; font-size: .9rem } pre b { font-weight: 600 } code { font-size: .9em }
+.scroll { overflow-x: auto } .soft { color: var(--soft) }
+"""
+
+
+def figure(value: float | None) -> str:
+    """A metric's value for a person."""
+    if value is None:
+        return "–"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
+
+
+def verdict(document: Mapping[str, Any], name: str) -> str:
+    """better, worse or unclear: whether the interval clears the strongest baseline."""
+    metric, baseline = document["metrics"][name], document["baseline"].get(name)
+    if baseline is None or metric["value"] is None:
+        return ""
+    sign = 1 if metric["higher_is_better"] else -1
+    low, high = metric["low"], metric["high"]
+    if low is not None and low <= baseline["value"] <= high:
+        return "unclear"
+    return "better" if sign * (metric["value"] - baseline["value"]) > 0 else "worse"
+
+
+def rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """The table's cells: metric, value, interval, strongest baseline, verdict."""
+    found = []
+    for name, metric in document["metrics"].items():
+        baseline = document["baseline"].get(name)
+        interval = (
+            f"{figure(metric['low'])} – {figure(metric['high'])}"
+            if metric["low"] is not None
+            else "–"
+        )
+        against = f"{figure(baseline['value'])} ({baseline['name']})" if baseline else "–"
+        found.append([name, figure(metric["value"]), interval, against, verdict(document, name)])
+    return found
+
+
+HEADER = ["metric", "model", "95 % interval", "strongest baseline", "model is"]
+
+
+def gate_text(gate: Mapping[str, Any]) -> str:
+    """One gate's verdict in words."""
+    if gate["passed"]:
+        return f"passed  {gate['rule']}  ({figure(gate['value'])})"
+    by = f", missed by {figure(gate['missed_by'])}" if gate["missed_by"] is not None else ""
+    return f"FAILED  {gate['rule']}  ({figure(gate['value'])} against {figure(gate['bound'])}{by})"
+
+
+def title(document: Mapping[str, Any]) -> str:
+    count = next(iter(document["metrics"].values()))["n"]
+    return (
+        f"{document['run']} · {document['checkpoint']} · {document['split']} split, "
+        f"{count:,} {document['unit']}"
+    )
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The figures as Markdown, for GITHUB_STEP_SUMMARY."""
+    lines = [f"### bigmodel evaluate: {title(document)}", ""]
+    lines.append("| " + " | ".join(HEADER) + " |")
+    lines.append("|---|" + "---:|" * (len(HEADER) - 1))
+    lines += ["| " + " | ".join(row) + " |" for row in rows(document)]
+    if document["gates"]:
+        lines.append("")
+        for gate in document["gates"]:
+            mark = "✅" if gate["passed"] else "❌"
+            lines.append(f"- {mark} `{gate['rule']}`: {gate_text(gate).split('  ')[-1]}")
+    return "\n".join(lines) + "\n\n"
+
+
+def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> str:
+    """The page, complete in itself: no script, nothing loaded from elsewhere."""
+    parts = [
+        f"<h1>{escape(document['run'])}</h1><p class=lead>{escape(document['task'])} · "
+        f"{escape(title(document))}</p>",
+        _table(HEADER, rows(document)),
+    ]
+    if document["gates"]:
+        items = "".join(
+            f"<li class={'good' if g['passed'] else 'bad'}>{escape(gate_text(g))}</li>"
+            for g in document["gates"]
+        )
+        parts.append(f"<h2>Gates</h2><ul>{items}</ul>")
+    curves = _curves(place)
+    if curves:
+        parts.append(f"<h2>Training</h2><div class=plot>{curves}</div>")
+    names = list(document["metrics"])
+    parts.append("<h2>Baselines</h2>")
+    parts.append(
+        _table(
+            ["baseline", *names],
+            [[n, *(figure(v.get(m)) for m in names)] for n, v in document["baselines"].items()],
+        )
+    )
+    if document["samples"]:
+        parts.append("<h2>Samples</h2><p class=soft>The prompt is bold; below it, what the text "
+                     "really said.</p>")  # fmt: skip
+        parts += [
+            f"<pre><b>{escape(s['prompt'])}</b>{escape(s['output'].removeprefix(s['prompt']))}"
+            f"<br><br><span class=soft>really: {escape(s['reference'])}</span></pre>"
+            for s in document["samples"]
+        ]
+    parts.append("<h2>Data</h2>")
+    parts.append(
+        _table(
+            ["split", data["unit"], "bytes", "tokens"],
+            [
+                [n, f"{s['units']:,}", f"{s['bytes']:,}", f"{s['tokens']:,}"]
+                for n, s in data["splits"].items()
+            ],
+        )
+    )
+    ledger = data["ledger"]
+    lost = [
+        [f"{kind} {reason}", f"{e['rows']:,}", f"{e['bytes']:,}"]
+        for kind in ("dropped", "removed")
+        for reason, e in ledger[kind].items()
+    ]
+    counted = [
+        ["came in", f"{ledger['in']['rows']:,}", f"{ledger['in']['bytes']:,}"],
+        *lost,
+        ["kept", f"{ledger['kept']['rows']:,}", f"{ledger['kept']['bytes']:,}"],
+    ]
+    parts.append("<h2>Ledger</h2>" + _table(["", "rows", "bytes"], counted))
+    proof = {
+        "evaluation": document["fingerprint"], "weights": document["weights"],
+        "data": document["data_fingerprint"], **document["protocol"], **document["environment"],
+    }  # fmt: skip
+    parts.append(
+        "<h2>Provenance</h2>"
+        + _table(["", ""], [[k, str(v)] for k, v in proof.items() if v is not None])
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(document['run'])}: evaluation</title><style>{STYLE}</style>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _table(header: list[str], body: list[list[str]]) -> str:
+    colour = {"better": "good", "worse": "bad"}
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = "".join(
+        "<tr>"
+        + "".join(f"<td class='{colour.get(cell, '')}'>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for row in body
+    )
+    return f"<div class=scroll><table><tr>{head}</tr>{lines}</table></div>"
+
+
+def _curves(place: Run) -> str:
+    """Loss of training and validation over tokens, as inline SVG; "" without a log."""
+    if not place.log.exists():
+        return ""
+    trained: list[tuple[float, float]] = []
+    validated: list[tuple[float, float]] = []
+    for line in place.log.read_text("utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if "loss" in record:
+            trained.append((record["tokens"], record["loss"]))
+        elif "validation" in record:
+            validated.append((record["tokens"], record["validation"]["loss"]))
+    if not trained:
+        return ""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    with mpl.rc_context({"svg.hashsalt": "bigmodel", "font.size": 9, "svg.fonttype": "none"}):
+        drawing, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
+        axes.plot(*zip(*trained, strict=True), lw=1, color="#9db2ce", label="training")
+        if validated:
+            axes.plot(*zip(*validated, strict=True), lw=2, marker="o", ms=4, color="#1f5fbf",
+                      label="validation")  # fmt: skip
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("loss (nats per token)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        text = io.StringIO()
+        drawing.savefig(text, format="svg", metadata={"Date": None})
+        pyplot.close(drawing)
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,196 @@
+"""evaluate: checkpoint → verdict. Scores a split, beside the baselines, and judges the gates."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigmodel_cli import __version__
+from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
+from bigmodel_cli.config import EvaluateConfig, identity
+from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
+from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.tasks import Metric, Task, load_task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bigmodel_cli.artifacts.shards import Split
+    from bigmodel_cli.models.sequence import SequenceModel
+
+ROWS = 16
+CODEC_HINT = "train again: bigmodel train --restart"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The evaluation, and whether the scores were up to date already (gates never are)."""
+
+    document: dict[str, Any]
+    fresh: bool
+
+
+def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -> Evaluated:
+    """Scores a checkpoint; the gates' verdicts are in the document, for the caller to act on.
+
+    Raises UsageError, DataError, ArtifactError.
+    """
+    place = workdir.run(name)
+    known = place.read_config()
+    data = workdir.read_data()
+    if known["data_fingerprint"] != data["fingerprint"]:
+        raise ArtifactError(
+            f"run `{name}` was trained on other data than are in `{workdir.data}` now",
+            "train on these: bigmodel train --restart, or another --run",
+        )
+    if not data["splits"][config.split]["shards"]:
+        raise DataError(
+            f"the {config.split} split is empty", "prepare with --test 0.05, or choose --split val"
+        )
+    from bigmodel_cli.evaluate import gates
+
+    task = load_task(place.codec, CODEC_HINT)
+    previous = None
+    if config.against:
+        previous = manifest.read_json(
+            Path(config.against), "earlier evaluation", "give --against an evaluation.json"
+        )
+    rules = gates.parse(config.require, task.metrics(), previous is not None)
+    with lock(place.folder):
+        path, state = checkpoint.find(place.checkpoints, config.checkpoint)
+        recipe = {
+            "stage": "evaluate",
+            "weights": state["files"][checkpoint.MODEL]["sha256"],
+            "parent": data["fingerprint"],
+            "options": {k: v for k, v in identity(config).items() if k != "checkpoint"},
+        }
+        print_ = manifest.fingerprint(recipe)
+        document = _old(place, print_) if not config.force else None
+        fresh = document is not None
+        if document is None:
+            document = _score(config, task, path, known, data, workdir, context)
+            document |= {"fingerprint": print_, "weights": recipe["weights"]}
+        document["gates"] = gates.judge(rules, task.metrics(), document, previous)
+        manifest.write_json(place.evaluation, document)
+        if not fresh or not place.report.exists() or document["gates"]:
+            from bigmodel_cli.evaluate.report import html
+
+            manifest.write_atomic(place.report, html(document, data, place).encode())
+    return Evaluated(document, fresh)
+
+
+def _old(place: Run, fingerprint: str) -> dict[str, Any] | None:
+    try:
+        document = manifest.read_json(place.evaluation, "evaluation", "")
+    except BigmodelError:
+        return None
+    document.pop("schema")
+    return document if document.get("fingerprint") == fingerprint else None
+
+
+def _score(
+    config: EvaluateConfig, task: Task, path: Path, known: Mapping[str, Any],
+    data: Mapping[str, Any], workdir: Workdir, context: Context,
+) -> dict[str, Any]:  # fmt: skip
+    context.emit(Progress("load", 0, None, ""))
+    import numpy as np
+    import torch
+
+    from bigmodel_cli.artifacts.shards import Split
+    from bigmodel_cli.evaluate.intervals import bootstrap
+    from bigmodel_cli.models.device import set_up
+    from bigmodel_cli.models.sequence import build
+    from bigmodel_cli.models.sizes import ModelConfig
+
+    device = set_up(config.device, config.threads)
+    weights = checkpoint.load_tensors(path / checkpoint.MODEL)
+    model = build(ModelConfig.from_json(known["model"]), weights, str(path)).to(device)
+    split = Split(workdir.data, data["splits"][config.split]["shards"])
+    metrics = task.metrics()
+    statistics = _statistics(task, model, split, data["splits"][config.split]["tokens"], context)
+    intervals = bootstrap(statistics, metrics, config.seed)
+    figures = _figures(metrics, statistics.sum(0))
+    baselines: dict[str, dict[str, float | None]] = {}
+    train = Split(workdir.data, data["splits"]["train"]["shards"])
+    context.emit(Progress("baselines", 0, None, ""))
+    for name, predictions in task.baselines(train, split):
+        baselines[name] = _figures(metrics, predictions.statistics.sum(0))
+    samples = []
+    if config.samples:
+        context.emit(Progress("samples", 0, None, ""))
+        samples = task.samples(model, split, config.samples, config.seed)
+    return {
+        "task": task.name,
+        "run": known["run"],
+        "checkpoint": path.name,
+        "split": config.split,
+        "protocol": {
+            "task": task.name, "split": config.split,
+            "data": data["splits"][config.split]["content"], **task.protocol(),
+        },
+        "metrics": {
+            metric.name: {
+                "value": figures[metric.name],
+                "low": (intervals[metric.name] or (None, None))[0],
+                "high": (intervals[metric.name] or (None, None))[1],
+                "n": len(statistics),
+                "higher_is_better": metric.higher_is_better,
+            }
+            for metric in metrics
+        },
+        "unit": task.unit_name,
+        "baseline": strongest(metrics, baselines),
+        "baselines": baselines,
+        "data_fingerprint": data["fingerprint"],
+        "samples": samples,
+        "environment": {
+            "bigmodel": __version__, "torch": torch.__version__, "numpy": np.__version__,
+            "python": platform.python_version(), "device": device.type,
+        },
+    }  # fmt: skip
+
+
+def _statistics(
+    task: Task, model: SequenceModel, split: Split, total: int, context: Context
+) -> NDArray[np.float64]:
+    """Each unit's statistics, summed over its predictions: (units, k)."""
+    import numpy as np
+    import torch
+
+    totals = np.zeros((len(split), len(task.statistics)))
+    done = 0
+    device = model.embed.weight.device
+    for batch in task.scoring(split, ROWS):
+        with torch.inference_mode():
+            predictions = task.predict(model, batch.to(device))
+        for column in range(totals.shape[1]):
+            totals[:, column] += np.bincount(
+                predictions.units, predictions.statistics[:, column], minlength=len(split)
+            )
+        done += batch.terms
+        context.emit(Progress("score", done, total, "tokens"))
+    return totals
+
+
+def _figures(metrics: Sequence[Metric], sums: NDArray[np.float64]) -> dict[str, float | None]:
+    values = {metric.name: float(metric.value(sums)) for metric in metrics}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def strongest(
+    metrics: Sequence[Metric], baselines: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, Any]:
+    """For each metric, the baseline that is hardest to beat."""
+    best: dict[str, Any] = {}
+    for metric in metrics:
+        values = [(v[metric.name], n) for n, v in baselines.items() if v[metric.name] is not None]
+        if values:
+            value, name = (max if metric.higher_is_better else min)(values)
+            best[metric.name] = {"value": value, "name": name}
+    return best

@@ -1,0 +1,36 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from bigmodel_cli.errors import UsageError
+
+
+def set_up(device: str, threads: int) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here; `threads` CPU threads, 0 for one per
+    core that this process may use. Raises UsageError when there is no GPU."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device is `cuda`, but torch finds none here", "use --device cpu")
+    return torch.device(device)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool((probe and probe()) or (amx and amx()))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 computes matrix products in bfloat16; weights stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

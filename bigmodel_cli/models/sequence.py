@@ -1,0 +1,89 @@
+"""A model: embed → backbone → head, the same whatever the family.
+
+Legend: B batch, T time, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigmodel_cli.errors import ArtifactError
+from bigmodel_cli.models.embed import RMSNorm
+from bigmodel_cli.models.mlp import FeedForward
+from bigmodel_cli.models.rnn import Recurrent
+from bigmodel_cli.models.sizes import ModelConfig
+from bigmodel_cli.models.transformer import Transformer
+
+BACKBONES: dict[str, type[nn.Module]] = {
+    "transformer": Transformer,
+    "rnn": Recurrent,
+    "mlp": FeedForward,
+}
+
+
+class State(Protocol):
+    """What an incremental model remembers of each of its independent slots."""
+
+    def select(self, indices: Tensor) -> None: ...
+
+
+class SequenceModel(nn.Module):
+    """Tokens in, a distribution over the vocabulary at each position out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        vocabulary, width = config.shape.vocabulary, config.width
+        self.embed = nn.Embedding(vocabulary, width)
+        self.backbone = BACKBONES[config.family](config)
+        self.norm = RMSNorm(width)
+        self.head = None if config.tied else nn.Linear(width, vocabulary, bias=False)
+        with torch.no_grad():
+            self.embed.weight.normal_(std=0.02)
+            if self.head is not None:
+                self.head.weight.normal_(std=0.02)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        weight = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(x), weight)
+
+    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V). Positions of different segments in one row do not see each other;
+        without segments each row is one."""
+        return self._logits(self.backbone(self.embed(tokens_BT), segments_BT))
+
+    def features(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """The normed last layer (B, T, D)."""
+        return self.norm(self.backbone(self.embed(tokens_BT), segments_BT))  # type: ignore[no-any-return]
+
+    def start(self, slots: int) -> State:
+        """The empty state of `slots` independent texts, for `extend`. Causal models only."""
+        weight = self.embed.weight
+        return self.backbone.start(slots, weight.device, weight.dtype)  # type: ignore[no-any-return, operator]
+
+    def extend(self, state: State, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Appends tokens (rows padded on the right, `lengths_B` ≥ 1 of each valid) and gives the
+        logits (B, V) after each row's last valid token. At most `context` tokens in all."""
+        x_BTD = self.backbone.extend(state, self.embed(tokens_BT), lengths_B)  # type: ignore[operator]
+        rows = torch.arange(len(lengths_B), device=lengths_B.device)
+        return self._logits(x_BTD[rows, lengths_B - 1])
+
+
+def build(config: ModelConfig, weights: Mapping[str, Tensor], where: str) -> SequenceModel:
+    """A model with these weights. Raises ArtifactError when they are not this model's."""
+    with torch.device("meta"):
+        model = SequenceModel(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if wanted != given:
+        odd = sorted(set(wanted.items()) ^ set(given.items()))
+        raise ArtifactError(
+            f"the weights in `{where}` do not fit their configuration: {odd[0][0]}", "train again"
+        )
+    model.load_state_dict(dict(weights), assign=True)
+    return model.eval()

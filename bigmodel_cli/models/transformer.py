@@ -1,0 +1,166 @@
+"""The transformer, in the form that Qwen3ForCausalLM describes.
+
+RMSNorm before each part, RoPE, per-head norms of queries and keys, grouped-query attention,
+SwiGLU, no biases. Legend: B batch, T new positions, S all positions, D width, N heads,
+K key and value heads, H head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigmodel_cli.models.embed import RMSNorm, linear, rotary_angles, rotate
+from bigmodel_cli.models.sizes import ModelConfig
+
+ROPE_THETA = 10_000.0
+
+
+@dataclass
+class Cache:
+    """Keys and values of each slot so far: per layer (B, K, S, H); `lengths_B` positions hold."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths_B: Tensor
+
+    def select(self, indices: Tensor) -> None:
+        """Keeps, repeats or reorders slots."""
+        self.keys = [k[indices] for k in self.keys]
+        self.values = [v[indices] for v in self.values]
+        self.lengths_B = self.lengths_B[indices]
+
+
+class Attention(nn.Module):
+    """softmax(QKᵀ/√H)·V with rotary positions and normed queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = (
+            config.heads, config.kv_heads, config.head_width,
+        )  # fmt: skip
+        self.dropout = config.dropout
+        outputs = (config.heads + 2 * config.kv_heads) * config.head_width
+        self.qkv = linear(config.width, outputs)
+        self.q_norm = RMSNorm(config.head_width)
+        self.k_norm = RMSNorm(config.head_width)
+        self.out = linear(config.width, config.width, zero=True)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        causal: bool,
+        cache: tuple[Cache, int, Tensor] | None,
+    ) -> Tensor:
+        B, T, D = x_BTD.shape
+        N, K, H = self.heads, self.kv_heads, self.head_width
+        q, k, v = self.qkv(x_BTD).split([N * H, K * H, K * H], -1)
+        q_BNTH = rotate(self.q_norm(q.view(B, T, N, H)).transpose(1, 2), *rotary)
+        k_BKTH = rotate(self.k_norm(k.view(B, T, K, H)).transpose(1, 2), *rotary)
+        v_BKTH = v.view(B, T, K, H).transpose(1, 2)
+        if cache is not None:
+            store, layer, positions_BT = cache
+            slots = torch.arange(B, device=x_BTD.device)[:, None]
+            store.keys[layer][slots, :, positions_BT] = k_BKTH.transpose(1, 2).to(
+                store.keys[layer].dtype
+            )
+            store.values[layer][slots, :, positions_BT] = v_BKTH.transpose(1, 2).to(
+                store.values[layer].dtype
+            )
+            assert mask is not None
+            S = mask.shape[-1]
+            k_BKTH, v_BKTH = store.keys[layer][:, :, :S], store.values[layer][:, :, :S]
+        v_BKTH = v_BKTH.to(q_BNTH.dtype)
+        k_BKTH = k_BKTH.to(q_BNTH.dtype)
+        y_BNTH = F.scaled_dot_product_attention(
+            q_BNTH,
+            k_BKTH,
+            v_BKTH,
+            attn_mask=mask,
+            is_causal=causal and mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=K != N,
+        )
+        return self.out(y_BNTH.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Attention(config)
+        self.feed_norm = RMSNorm(config.width)
+        self.gate_up = linear(config.width, 2 * config.hidden)
+        self.down = linear(config.hidden, config.width, zero=True)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        causal: bool,
+        cache: tuple[Cache, int, Tensor] | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.dropout(
+            self.attention(self.attention_norm(x_BTD), rotary, mask, causal, cache)
+        )
+        gate, up = self.gate_up(self.feed_norm(x_BTD)).chunk(2, -1)
+        return x_BTD + self.dropout(self.down(F.silu(gate) * up))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The backbone: (B, T, D) → (B, T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """Positions see those of their own segment only; None: each row is one segment."""
+        T = x_BTD.shape[1]
+        causal = self.config.shape.causal
+        mask = None
+        if segments_BT is not None:
+            mask = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
+            if causal:
+                mask = mask & torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
+        positions = torch.arange(T, device=x_BTD.device)[None]
+        rotary = rotary_angles(positions, self.config.head_width, ROPE_THETA)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotary, mask, causal)
+        return x_BTD
+
+    def start(self, slots: int, device: torch.device, dtype: torch.dtype) -> Cache:
+        config = self.config
+        shape = (slots, config.kv_heads, config.shape.context, config.head_width)
+        empty = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * config.layers)]
+        return Cache(
+            empty[: config.layers],
+            empty[config.layers :],
+            torch.zeros(slots, dtype=torch.long, device=device),
+        )
+
+    def extend(self, cache: Cache, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
+        """Appends `lengths_B` positions to each slot (rows padded on the right)."""
+        T = x_BTD.shape[1]
+        context = self.config.shape.context
+        positions_BT = cache.lengths_B[:, None] + torch.arange(T, device=x_BTD.device)
+        S = min(context, int(cache.lengths_B.max()) + T)
+        keys_S = torch.arange(S, device=x_BTD.device)
+        mask = keys_S <= positions_BT[:, None, :, None]
+        rotary = rotary_angles(positions_BT, self.config.head_width, ROPE_THETA)
+        # padding may point past the end; what it writes is overwritten before it is seen
+        places = positions_BT.clamp(max=context - 1)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, rotary, mask, True, (cache, layer, places))
+        cache.lengths_B = cache.lengths_B + lengths_B
+        return x_BTD

@@ -1,0 +1,356 @@
+"""Any source, as batches of rows of bounded size.
+
+Files (.jsonl, .csv, .tsv, .parquet hold records; all else is text, one document a file), folders,
+globs, standard input, hub data sets; files also as .gz and .zst.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from bigmodel_cli.artifacts.ledger import Ledger
+from bigmodel_cli.errors import DataError
+from bigmodel_cli.prepare.sources import Source, open_bytes
+from bigmodel_cli.tasks import Rows
+
+CHUNK = 8 << 20  # bytes of rows in one batch
+LONGEST_ROW = 1 << 30
+BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
+RECORDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test",
+}  # fmt: skip
+Choose = Callable[[Mapping[str, str], str], dict[str, str]]
+
+
+def read(
+    source: Source, choose: Choose, separator: str, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """A source's rows. `choose` picks the columns of records; `advance` is told of bytes read.
+
+    Raises DataError for a file that cannot be read to its end.
+    """
+    readers = {"jsonl": _jsonl, "csv": _csv, "tsv": _csv, "parquet": _parquet}
+    try:
+        if source.hub:
+            yield from _hub(source, choose)
+        elif source.kind == "text":
+            yield from _text(source, separator, ledger, advance)
+        else:
+            yield from readers[source.kind](source, choose, ledger, advance)
+    except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, pa.ArrowIOError) as error:
+        raise DataError(
+            f"`{source.name}` cannot be read to its end: {str(error).splitlines()[0]}",
+            "it may be truncated; replace it, or leave it out with --exclude",
+        ) from None
+    except OSError as error:
+        raise DataError(f"`{source.name}` cannot be read: {error}") from None
+
+
+def _rows(texts: list[str | None], source: Source, numbers: Sequence[int], first: int) -> Rows:
+    count = len(texts)
+    table = pa.RecordBatch.from_arrays(
+        [pa.array(texts, pa.large_string()), pa.array([False] * count), pa.array([True] * count),
+         pa.array(range(first, first + count), pa.int64())],
+        names=["text", "follows", "ends", "row"],
+    )  # fmt: skip
+    return Rows(table, source.split, lambda i: f"{source.name}, line {numbers[i]}")
+
+
+def _column(columns: Mapping[str, str]) -> str:
+    return columns["text"]
+
+
+def _jsonl(
+    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """JSON lines. A malformed line is counted and named; the rest goes on."""
+    assert source.path is not None
+    name: str | None = None
+    line, first = 1, 0
+    with open_bytes(source.path) as file:
+        for chunk in _line_chunks(file, source.name):
+            texts: list[str | None] = []
+            numbers: list[int] = []
+            for raw in chunk.split(b"\n"):
+                number, line = line, line + 1
+                if not raw.strip():
+                    continue
+                try:
+                    row = json.loads(raw)
+                    if not isinstance(row, dict):
+                        raise ValueError
+                    if name is None:
+                        kinds = {"str": "string", "int": "number", "float": "number"}
+                        name = _column(
+                            choose(
+                                {k: kinds.get(type(v).__name__, "other") for k, v in row.items()},
+                                f"`{source.name}`",
+                            )
+                        )
+                    text = row.get(name)
+                    if text is not None and not isinstance(text, str):
+                        raise ValueError
+                    if text is not None:
+                        text.encode()
+                except (ValueError, RecursionError):
+                    ledger.came_in(1, len(raw))
+                    ledger.drop("malformed", len(raw), f"{source.name}, line {number}")
+                    continue
+                texts.append(text)
+                numbers.append(number)
+            line -= 1 if chunk.endswith(b"\n") else 0
+            if texts:
+                yield _rows(texts, source, numbers, first)
+            first += len(texts)
+            advance(len(chunk))
+
+
+def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """Chunks of about CHUNK bytes that end at line ends."""
+    rest = b""
+    while data := file.read(CHUNK):
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield rest + data[:end]
+            rest = data[end:]
+        else:
+            rest += data
+            if len(rest) > LONGEST_ROW:
+                raise DataError(f"`{name}` has a line of over {LONGEST_ROW >> 30} GiB")
+    if rest:
+        yield rest
+
+
+def _csv(
+    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """Comma- or tab-separated rows below a header."""
+    assert source.path is not None
+    csv.field_size_limit(LONGEST_ROW)
+    with open_bytes(source.path) as raw:
+        lines = _counted(
+            io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline=""), advance
+        )
+        reader = csv.reader(lines, delimiter="\t" if source.kind == "tsv" else ",")
+        try:
+            header = next(reader)
+        except StopIteration:
+            return
+        name = _column(choose(dict.fromkeys(header, "string"), f"`{source.name}`"))
+        index = header.index(name)
+        texts: list[str | None] = []
+        numbers: list[int] = []
+        first = size = 0
+        while True:
+            try:
+                row = next(reader)
+                bad = len(row) != len(header) or "\x00" in row[index]
+                row[index].encode() if not bad else b""
+            except StopIteration:
+                break
+            except (csv.Error, UnicodeEncodeError):
+                bad = True
+            if bad:
+                lost = sum(map(len, row))
+                if lost:  # a blank line is no row
+                    ledger.came_in(1, lost)
+                    ledger.drop("malformed", lost, f"{source.name}, line {reader.line_num}")
+                continue
+            texts.append(row[index])
+            numbers.append(reader.line_num)
+            size += len(row[index])
+            if size > CHUNK:
+                yield _rows(texts, source, numbers, first)
+                first += len(texts)
+                texts, numbers, size = [], [], 0
+        if texts:
+            yield _rows(texts, source, numbers, first)
+
+
+def _counted(lines: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
+    for line in lines:
+        advance(len(line))
+        yield line
+
+
+def _parquet(
+    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """Parquet, a few rows at a time, so that long ones do not fill the memory."""
+    del ledger
+    assert source.path is not None
+    if source.path.suffix.lower() != ".parquet":
+        raise DataError(
+            f"`{source.name}`: parquet is compressed inside already", "decompress it first"
+        )
+    with pyarrow.parquet.ParquetFile(source.path) as file:
+        if not file.metadata.num_rows:
+            return
+        found = {
+            field.name: "string" if _is_text(field.type) else "other" for field in file.schema_arrow
+        }
+        name = _column(choose(found, f"`{source.name}`"))
+        average = source.path.stat().st_size / file.metadata.num_rows
+        count = int(min(max(CHUNK / max(average * 4, 1), 16), 65536))
+        first = 0
+        for batch in file.iter_batches(count, columns=[name]):
+            texts = batch.column(0).cast(pa.large_string()).to_pylist()
+            yield _rows(texts, source, range(first + 1, first + len(texts) + 1), first)
+            first += len(texts)
+            advance(int(len(texts) * average))
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    )
+
+
+def _hub(source: Source, choose: Choose) -> Iterator[Rows]:
+    """A hub data set's rows, through datasets; hf:NAME[:SPLIT]."""
+    data = load_hub(source.hub)
+    found = {
+        name: "string" if getattr(kind, "dtype", "") in ("string", "large_string") else "other"
+        for name, kind in data.features.items()
+    }
+    name = _column(choose(found, f"`{source.name}`"))
+    first = 0
+    for batch in data.select_columns([name]).with_format("arrow").iter(512):
+        texts = batch.column(name).to_pylist()
+        yield _rows(texts, source, range(first + 1, first + len(texts) + 1), first)
+        first += len(texts)
+
+
+def load_hub(spec: str) -> Any:
+    """The data set behind NAME[:SPLIT] (default: train). Raises DataError."""
+    import datasets
+
+    name, _, split = spec.partition(":")
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # datasets raises many kinds
+        raise DataError(
+            f"hf:{spec} cannot be loaded: {str(error).splitlines()[0]}",
+            "check the name, the split and the network",
+        ) from None
+
+
+def _text(
+    source: Source, separator: str, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """A text file: one document, or many between separators; a long one as blocks."""
+    assert source.path is not None
+    blocks: list[tuple[str, bool, bool]] = []
+    size = row = documents = 0
+
+    def rows() -> Rows:
+        first = row - len(blocks)
+        table = pa.RecordBatch.from_arrays(
+            [pa.array([b[0] for b in blocks], pa.large_string()), pa.array([b[1] for b in blocks]),
+             pa.array([b[2] for b in blocks]), pa.array(range(first, row), pa.int64())],
+            names=["text", "follows", "ends", "row"],
+        )  # fmt: skip
+        return Rows(table, source.split, lambda i: f"{source.name}, block {first + i + 1}")
+
+    with open_bytes(source.path) as file:
+        follows = False
+        for data, ends in _documents(file, separator.encode(), advance):
+            if not follows:
+                documents += 1
+            broken = _undecodable(data)
+            if broken:
+                ledger.came_in(1, len(data))
+                ledger.drop("unreadable", len(data), f"{source.name} ({broken})")
+                follows = False
+                continue
+            for text, last in _blocks(data):
+                blocks.append((text, follows, last and ends))
+                follows = True
+                row += 1
+                size += len(text)
+                if size > CHUNK:
+                    yield rows()
+                    blocks, size = [], 0
+            follows = not ends
+    if blocks:
+        yield rows()
+    elif not row and not documents:
+        ledger.came_in(1, 0)
+        ledger.drop("empty", 0, source.name)
+
+
+def _undecodable(data: bytes) -> str:
+    if b"\x00" in data[:8192]:
+        return "binary"
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start:,}"
+    return ""
+
+
+def _documents(
+    file: IO[bytes], separator: bytes, advance: Callable[[int], None]
+) -> Iterator[tuple[bytes, bool]]:
+    """(bytes, whether the document ends with them). A huge document comes in several parts, cut at
+    line ends, else at spaces, else between characters."""
+    rest = b""
+    fresh = True
+    while True:
+        data = file.read(CHUNK)
+        advance(len(data))
+        if fresh and data.startswith(b"\xef\xbb\xbf"):
+            data = data[3:]
+        fresh = False
+        rest += data
+        if separator:
+            *whole, rest = rest.split(separator)
+            for part in whole:
+                if part.strip():
+                    yield part, True
+        if not data:
+            break
+        while len(rest) > 2 * CHUNK:
+            end = rest.rfind(b"\n", 0, CHUNK) + 1 or _character_end(rest, CHUNK)
+            yield rest[:end], False
+            rest = rest[end:]
+    if rest.strip():
+        yield rest, True
+
+
+def _character_end(data: bytes, end: int) -> int:
+    space = data.rfind(b" ", end - BLOCK, end)
+    if space > 0:
+        return space
+    while end < len(data) and data[end] & 0xC0 == 0x80:
+        end += 1
+    return end
+
+
+def _blocks(data: bytes) -> Iterator[tuple[str, bool]]:
+    """(text, whether it is the last). About BLOCK bytes each, cut at line ends where there are."""
+    start = 0
+    while len(data) - start > 2 * BLOCK:
+        newline = data.find(b"\n", start + BLOCK, start + 2 * BLOCK)
+        end = newline + 1 if newline >= 0 else _character_end(data, start + BLOCK)
+        yield data[start:end].decode(), False
+        start = end
+    yield data[start:].decode(), True

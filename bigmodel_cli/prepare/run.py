@@ -1,0 +1,346 @@
+"""prepare: raw files → tokenized, checksummed shards.
+
+Two passes: the first reads, cleans, drops duplicates and splits, and spools what is left to
+disk; then the task learns its tokenizer from the spooled training units, and the second pass
+encodes them into shards. The manifest comes last.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.artifacts import manifest
+from bigmodel_cli.artifacts.workdir import HashCache, Workdir, lock
+from bigmodel_cli.config import PrepareConfig, identity
+from bigmodel_cli.errors import ArtifactError, DataError, UsageError
+from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.tasks import Rows, Task, Units, save_task, task_class
+
+FEW_UNITS = 30
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The manifest, and whether it was up to date already."""
+
+    manifest: dict[str, Any]
+    fresh: bool
+
+
+def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context) -> Prepared:
+    """Builds work/data from the sources, unless it is up to date.
+
+    Raises UsageError, DataError, ResourceError; StoppedError when another process builds it.
+    """
+    from bigmodel_cli.prepare.sources import Source, find, recognise_splits
+
+    task = task_class(config.task)(options)
+    fractions = {name: _fraction(getattr(config, name)) for name in ("val", "test")}
+    with lock(workdir.data):
+        spool = workdir.data / f"{manifest.TEMPORARY}stdin"
+        sources = recognise_splits(find(config.sources, config.exclude, spool))
+        for name, fraction in fractions.items():
+            if fraction is None:
+                named = find([getattr(config, name)], (), spool)
+                taken = {source.path for source in named}
+                sources = [s for s in sources if s.path not in taken] + [
+                    Source(s.name, s.path, s.hub, name) for s in named
+                ]
+        cache = HashCache(workdir.data)
+        inputs = [_describe(source, cache, context) for source in sources]
+        cache.save()
+        recipe = {
+            "stage": "prepare",
+            "inputs": inputs,
+            "options": {**_options(config), **_tokenizer_hash(identity(options))},
+        }
+        print_ = manifest.fingerprint(recipe)
+        old = _old(workdir, context)
+        if old and not config.force:
+            if old["fingerprint"] == print_ and intact(workdir, old):
+                return Prepared(old, fresh=True)
+            reasons = manifest.changes(_keyed(old["recipe"]), _keyed(recipe))
+            if reasons:
+                context.note("building again, because of " + "; ".join(reasons[:3]))
+        return Prepared(
+            _build(config, fractions, task, sources, recipe, print_, workdir, context), fresh=False
+        )
+
+
+def _fraction(text: str) -> float | None:
+    """A split's share, or None when the text names a source."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if not 0 <= value < 1:
+        raise UsageError(f"a split's share is `{text}`, but must be from 0 to below 1")
+    return value
+
+
+def _options(config: PrepareConfig) -> dict[str, Any]:
+    kept = identity(config)
+    del kept["sources"], kept["exclude"], kept["max_loss"]  # what they select is in the inputs
+    for name in ("val", "test"):
+        kept[name] = _fraction(kept[name]) if _fraction(kept[name]) is not None else "a source"
+    return kept
+
+
+def _tokenizer_hash(options: dict[str, Any]) -> dict[str, Any]:
+    """An option that names a local file counts by its content."""
+    return {
+        key: manifest.sha256(Path(value)) if _is_file(value) else value
+        for key, value in options.items()
+    }
+
+
+def _is_file(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(value) and Path(value).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _describe(source: Any, cache: HashCache, context: Context) -> dict[str, Any]:
+    from bigmodel_cli.prepare.readers import load_hub
+
+    if source.path is None:
+        context.note(f"loading {source.name}")
+        return {"name": source.name, "split": source.split,
+                "sha256": str(load_hub(source.hub)._fingerprint)}  # fmt: skip
+    try:
+        digest = cache.sha256(source.path)
+    except OSError as error:
+        raise DataError(f"`{source.path}` cannot be read: {error.strerror}") from None
+    return {"name": source.name, "split": source.split, "sha256": digest}
+
+
+def _keyed(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {**recipe, "inputs": {item["name"]: item["sha256"] for item in recipe["inputs"]}}
+
+
+def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
+    if not workdir.manifest.exists():
+        return None
+    try:
+        return workdir.read_data()
+    except ArtifactError as error:
+        if "of format" in error.message:  # a newer version's data are not ours to replace
+            raise
+        context.warn(f"{error.message}; building again")
+        return None
+
+
+def intact(workdir: Workdir, document: dict[str, Any]) -> bool:
+    """Whether what the manifest lists is there, by name and size: training checks the hashes."""
+    files = [(workdir.data / s["name"], s["bytes"]) for s in _shards(document)]
+    files += [(workdir.codec / n, i["bytes"]) for n, i in document["codec"].items()]
+    return all(path.exists() and path.stat().st_size == size for path, size in files)
+
+
+def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
+    """What changed in the sources since; nothing if they are not here to look at."""
+    from bigmodel_cli.prepare.sources import find
+
+    command = document["command"]
+    local = [s for s in command["sources"] if s != "-" and not s.startswith("hf:")]
+    try:
+        found = find(local, command["exclude"], workdir.data) if local else []
+    except DataError:
+        return []
+    cache = HashCache(workdir.data)
+    now = {s.name: cache.sha256(s.path) for s in found if s.path}
+    before = {i["name"]: i["sha256"] for i in document["recipe"]["inputs"] if i["name"] in now}
+    return manifest.changes(before, now)
+
+
+def _shards(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [shard for split in document["splits"].values() for shard in split["shards"]]
+
+
+def _build(
+    config: PrepareConfig, fractions: dict[str, float | None], task: Task, sources: Sequence[Any],
+    recipe: dict[str, Any], fingerprint: str, workdir: Workdir, context: Context,
+) -> dict[str, Any]:  # fmt: skip
+    from bigmodel_cli.artifacts.ledger import Ledger
+    from bigmodel_cli.artifacts.shards import ShardWriter
+    from bigmodel_cli.prepare.dedup import SPLITS
+    from bigmodel_cli.prepare.spool import Spool
+
+    named = sorted({s.split for s in sources if s.split})
+    if named:
+        context.note("splits found by name: " + ", ".join(named))
+    began = time.monotonic()
+    ledger = Ledger()
+    spool = Spool(workdir.data / f"{manifest.TEMPORARY}spool")
+    shares = {
+        name: 0.0 if name in named or fractions[name] is None else fractions[name] or 0.0
+        for name in ("val", "test")
+    }
+    # test and val come first, so that a duplicate is dropped from the train split
+    ordered = sorted(sources, key=lambda s: -SPLITS.index(s.split or "train"))
+    rows = _read(ordered, task, config.document_separator, ledger, context)
+    for split, units in _assign(task.units(rows, ledger), shares, config.seed, ledger):
+        spool.add(split, units)
+    spool.close()
+    _check(spool.units, shares, named, ledger, config, context)
+
+    size = spool.bytes["train"]
+    context.emit(Progress("tokenizer", 0, None, ""))
+    context.note(task.fit(lambda limit: spool.sample("train", limit), size, interruptible))
+    staging = workdir.data / f"{manifest.TEMPORARY}build"
+    staging.mkdir()
+    splits: dict[str, Any] = {}
+    total, done = sum(spool.bytes.values()), 0
+    for split in SPLITS:
+        writer = ShardWriter(staging, split)
+        tokens = 0
+        for part, size in spool.parts(split):
+            columns = task.encode(part)
+            tokens += sum(len(columns.values[name]) for name in columns.lengths)
+            writer.add(columns)
+            done += size
+            context.emit(Progress("encode", done, total, "B"))
+        splits[split] = {
+            "units": spool.units[split], "bytes": spool.bytes[split], "tokens": tokens,
+            "content": spool.content[split].hexdigest(), "shards": writer.close(),
+        }  # fmt: skip
+    for remark in task.remarks():
+        context.warn(remark)
+    save_task(task, staging / "codec")
+    document = {
+        "stage": "prepare",
+        "task": task.name,
+        "unit": task.unit_name,
+        "fingerprint": fingerprint,
+        "recipe": recipe,
+        "command": {"sources": config.sources, "exclude": config.exclude},
+        "splits": splits,
+        "ledger": ledger.to_json(),
+        "codec": {p.name: manifest.file_info(p) for p in sorted((staging / "codec").iterdir())},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    _publish(staging, workdir, document)
+    spool.remove()
+    return document
+
+
+def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
+    """Moves the new shards beside the old ones, then the manifest, then removes the old ones."""
+    with manifest.storage(workdir.data):
+        for shard in _shards(document):
+            (staging / shard["name"]).replace(workdir.data / shard["name"])
+        # the codec has fixed names: between here and the manifest the old data are gone
+        if workdir.codec.exists():
+            workdir.manifest.unlink(missing_ok=True)
+            shutil.rmtree(workdir.codec)
+        (staging / "codec").replace(workdir.codec)
+        manifest.sync_folder(workdir.data)
+        manifest.write_json(workdir.manifest, document)
+        kept = {shard["name"] for shard in _shards(document)}
+        for path in workdir.data.glob("*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _read(
+    sources: Sequence[Any], task: Task, separator: str, ledger: Any, context: Context
+) -> Iterator[Rows]:
+    from bigmodel_cli.prepare.readers import read
+
+    total = sum(s.path.stat().st_size for s in sources if s.path) or None
+    compressed = any(s.path and s.path.suffix in (".gz", ".zst") for s in sources)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        context.emit(Progress("read", done, None if compressed else total, "B"))
+
+    for source in sources:
+        yield from read(source, task.columns, separator, ledger, advance)
+
+
+def _assign(
+    stream: Iterator[Units], shares: dict[str, float], seed: int, ledger: Any
+) -> Iterator[tuple[str, Any]]:
+    """Drops exact duplicates and splits what is left: (split, (table, bytes, hashes))."""
+    import numpy as np
+    import pyarrow as pa
+
+    from bigmodel_cli.prepare.dedup import SPLITS, Seen, digests, split_of
+
+    seen = Seen()
+    for units in stream:
+        hashes = digests(units.keys)
+        fresh = seen.fresh(hashes)
+        for index in np.flatnonzero(~fresh):
+            ledger.drop("duplicate_exact", int(units.sizes[index]), units.where(int(index)))
+        if units.split:
+            splits = np.full(len(hashes), SPLITS.index(units.split))
+        else:
+            splits = split_of(hashes, shares["val"], shares["test"], seed)
+        for number, name in enumerate(SPLITS):
+            chosen = np.flatnonzero(fresh & (splits == number))
+            if len(chosen):
+                size = int(units.sizes[chosen].sum())
+                ledger.keep(len(chosen), size)
+                content = b"".join(hashes[index] for index in chosen)
+                yield name, (units.table.take(pa.array(chosen)), size, content)
+
+
+def _check(
+    units: dict[str, int], shares: dict[str, float], named: Sequence[str], ledger: Any,
+    config: PrepareConfig, context: Context,
+) -> None:  # fmt: skip
+    reasons = ", ".join(
+        f"{entry.rows:,} {reason} ({entry.where[0]})" for reason, entry in ledger.dropped.items()
+    )
+    if not sum(units.values()):
+        raise DataError(
+            "nothing is left to train on" + (f": {reasons}" if reasons else ""),
+            "check the source, --text-column and --min-chars",
+        )
+    if config.max_loss is not None and ledger.rows_dropped > config.max_loss * ledger.rows_in:
+        raise DataError(
+            f"{ledger.rows_dropped:,} of {ledger.rows_in:,} rows were dropped, more than "
+            f"--max-loss {config.max_loss:g}: {reasons}",
+            "mend the source, or allow more",
+        )
+    for split, count in units.items():
+        wanted = split == "train" or shares.get(split) or split in named
+        if wanted and not count:
+            raise DataError(
+                f"the {split} split is empty: {sum(units.values()):,} documents are too few",
+                f"give more data, a larger --{split if split != 'train' else 'val'} share, "
+                f"or --{split if split != 'train' else 'val'} 0",
+            )
+        if split != "train" and 0 < count < FEW_UNITS:
+            context.warn(f"only {count} documents in {split}: intervals will be wide")
+    if reasons:
+        context.note(f"dropped: {reasons}")
+
+
+def interruptible(work: Callable[[], None]) -> None:
+    """Runs a long call of a library in a thread, so that a signal is answered meanwhile."""
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if errors:
+        raise errors[0]

@@ -1,0 +1,149 @@
+"""What the user named, as files in a fixed order, and their bytes."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import gzip
+import io
+import itertools
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+
+from bigmodel_cli.artifacts.manifest import storage
+from bigmodel_cli.errors import DataError, ResourceError, UsageError
+
+RECORDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input: a file (`path`), or a split of a hub data set (`hub`). `name` is for people and
+    for the fingerprint, so it is relative to what the user named. `split`: what it is named for."""
+
+    name: str
+    path: Path | None
+    hub: str = ""
+    split: str | None = None
+
+    @property
+    def kind(self) -> str:
+        suffixes = [s.lower() for s in Path(self.name).suffixes if s.lower() not in (".gz", ".zst")]
+        return RECORDS.get(suffixes[-1] if suffixes else "", "text")
+
+
+def find(patterns: Sequence[str], exclude: Sequence[str], spool: Path) -> list[Source]:
+    """The files behind what the user named, in a fixed order. Raises UsageError, DataError."""
+    if not patterns:
+        raise UsageError("no source", "for example: bigmodel prepare data/stories")
+    found: dict[str, Source] = {}
+    for pattern in patterns:
+        for source in _expand(pattern, exclude, spool):
+            found.setdefault(str(source.path or source.hub), source)
+    if not found:
+        raise DataError(
+            "nothing to read in " + ", ".join(f"`{p}`" for p in patterns), "check --exclude"
+        )
+    return list(found.values())
+
+
+def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Source]:
+    if pattern == "-":
+        with storage(spool):
+            spool.parent.mkdir(parents=True, exist_ok=True)
+            with spool.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        with spool.open("rb") as file:
+            jsonl = file.read(1) == b"{"
+        yield Source("stdin.jsonl" if jsonl else "stdin.txt", spool)
+        return
+    if pattern.startswith("hf:"):
+        yield Source(pattern, None, pattern.removeprefix("hf:"))
+        return
+    path = Path(pattern)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError):
+        is_folder = exists = False
+    if is_folder:
+        base, paths = path, sorted(p for p in path.rglob("*") if p.is_file())
+        paths = [p for p in paths if not any(s.startswith(".") for s in p.relative_to(path).parts)]
+    elif exists:
+        base, paths = path.parent, [path]
+    else:
+        try:
+            matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute ones too)
+        except (OSError, ValueError, re.error):
+            matches = []
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+        base, paths = Path(*fixed), [Path(m) for m in matches if Path(m).is_file()]
+        if not paths:
+            raise DataError(
+                f"there is nothing at `{pattern}`", "give a file, folder, glob, `-`, or hf:NAME"
+            )
+    for item in paths:
+        name = item.relative_to(base).as_posix()
+        if not any(fnmatch.fnmatch(name, g) or fnmatch.fnmatch("/" + name, g) for g in exclude):
+            yield Source(name, item)
+
+
+def recognise_splits(sources: Sequence[Source]) -> list[Source]:
+    """Marks what is named train, val or test, if something is named train and something else
+    val or test; otherwise a name means nothing."""
+    marked = [
+        Source(s.name, s.path, s.hub, _named_split(s.name) if s.path else None) for s in sources
+    ]
+    splits = {source.split for source in marked}
+    return marked if "train" in splits and splits & {"val", "test"} else list(sources)
+
+
+def _named_split(name: str) -> str | None:
+    *folders, file = name.lower().split("/")
+    stem = re.split(r"[.\-_]", file)[0]
+    return next((SPLIT_NAMES[p] for p in (stem, *reversed(folders)) if p in SPLIT_NAMES), None)
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file's bytes, decompressed as they are read."""
+    try:
+        if path.suffix.lower() == ".gz":
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        if path.suffix.lower() == ".zst":
+            return io.BufferedReader(_Raw(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")))
+        return path.open("rb")
+    except PermissionError:
+        raise ResourceError(f"`{path}` may not be read", "mend its permissions") from None
+    except FileNotFoundError:
+        raise DataError(f"there is nothing at `{path}`") from None
+
+
+class _Raw(io.RawIOBase):
+    """An Arrow stream as Python's."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,71 @@
+"""Cleaned units on disk between the two passes, so that memory stays bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bigmodel_cli.artifacts.manifest import storage
+from bigmodel_cli.prepare.dedup import SPLITS
+
+
+class Spool:
+    """Per split, a file of Arrow record batches. Read back without a memory map, which would count
+    towards the resident size."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with storage(folder):
+            folder.mkdir(parents=True)
+        self.units = dict.fromkeys(SPLITS, 0)
+        self.bytes = dict.fromkeys(SPLITS, 0)
+        self.content = {split: hashlib.sha256() for split in SPLITS}  # of the units, in order
+        self._sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
+        self._writers: dict[str, Any] = {}
+
+    def _path(self, split: str) -> Path:
+        return self.folder / f"{split}.arrow"
+
+    def add(self, split: str, part: tuple[pa.RecordBatch, int, bytes]) -> None:
+        batch, size, hashes = part
+        with storage(self._path(split)):
+            if split not in self._writers:
+                self._writers[split] = pa.ipc.new_file(str(self._path(split)), batch.schema)
+            self._writers[split].write_batch(batch)
+        self.units[split] += batch.num_rows
+        self.bytes[split] += size
+        self.content[split].update(hashes)
+        self._sizes[split].append(size)
+
+    def close(self) -> None:
+        for split, writer in self._writers.items():
+            with storage(self._path(split)):
+                writer.close()
+
+    def parts(self, split: str) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """The batches with their bytes of text, in order."""
+        if split not in self._writers:
+            return
+        with pa.OSFile(str(self._path(split))) as file:
+            reader = pa.ipc.open_file(file)
+            for index, size in enumerate(self._sizes[split]):
+                yield reader.get_batch(index), size
+
+    def sample(self, split: str, limit: int) -> Iterator[pa.RecordBatch]:
+        """About `limit` bytes, spread evenly over the split."""
+        share = min(1.0, limit / max(1, self.bytes[split]))
+        for batch, _ in self.parts(split):
+            if share == 1:
+                yield batch
+                continue
+            wanted = max(1, round(batch.num_rows * share))
+            step = batch.num_rows / wanted
+            yield batch.take(pa.array([int(i * step) for i in range(wanted)]))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,275 @@
+"""The Task protocol: all that one kind of work adds, and the table of names.
+
+A task is one file and one line in `TABLE`. No stage asks which task runs. Task modules import
+torch and numpy only inside of methods, so that help pages and fresh stages stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from bigmodel_cli.artifacts.manifest import read_json, write_json
+from bigmodel_cli.config import Key, keys
+from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from bigmodel_cli.artifacts.ledger import Ledger
+    from bigmodel_cli.artifacts.shards import Columns, Split
+    from bigmodel_cli.models.generate import Sampling
+    from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.models.sizes import Shape
+
+TABLE = {
+    "language": "bigmodel_cli.tasks.language:Language",
+}
+TASK_FILE = "task.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some raw records: columns by the task's own names, and where each came from.
+
+    `split`: the split that their source was named for, or None. `where(i)`: "file, line 7".
+    """
+
+    table: pa.RecordBatch
+    split: str | None
+    where: Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Cleaned units: `table` is what `encode` gets, `keys` decides split and sameness.
+
+    sizes: bytes of text in each unit, (n,) int64.
+    """
+
+    table: pa.RecordBatch
+    keys: pa.Array
+    sizes: NDArray[np.int64]
+    split: str | None
+    where: Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """inputs: the model's keyword arguments. terms: how many loss terms the targets hold.
+    What a task needs beside is in `extra`."""
+
+    inputs: Mapping[str, Tensor]
+    targets: Tensor
+    terms: int
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors where the model is."""
+        if device.type == "cpu":
+            return self
+        inputs = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()
+        }
+        targets = self.targets.to(device, non_blocking=True)
+        return Batch(inputs, targets, self.terms, self.extra)
+
+
+class Plan(Protocol):
+    """The order of training: a pure function of the data, seed and epoch. `rows` per epoch."""
+
+    rows: int
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Rows position … position + count − 1 of the endless sequence of epochs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A function of summed statistics (…, k) → (…)."""
+
+    name: str
+    higher_is_better: bool
+    value: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ignores: tuple[str, ...] = ()  # keys of the protocol that do not matter for it
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """units (m,) and additive statistics (m, k): several entries may add up to one unit."""
+
+    units: NDArray[np.int64]
+    statistics: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of `predict`, checked: what the model gets, and how its answer is chosen."""
+
+    prompt: Any
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+
+
+class Task(ABC):
+    """One kind of work, from raw row to answer. `options`: its own, a frozen torch-free dataclass
+    whose fields name the stage that they belong to."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type]
+    statistics: ClassVar[tuple[str, ...]]
+    unit_name: ClassVar[str]
+    field: ClassVar[str]  # of a request, that a plain text on the command line stands for
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    # prepare ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def columns(self, found: Mapping[str, str], where: str) -> dict[str, str]:
+        """Which of a source's columns (name → type) to read, by the task's names for them."""
+
+    @abstractmethod
+    def units(self, rows: Iterable[Rows], ledger: Ledger) -> Iterator[Units]:
+        """Cleans, groups and filters rows into units; every drop goes to the ledger."""
+
+    @abstractmethod
+    def fit(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        wait: Callable[[Callable[[], None]], None],
+    ) -> str:  # fmt: skip
+        """Learns tokenizer, labels or catalogue from training units, of which there are `size`
+        bytes; sample(n) streams about n bytes of them. Says what it chose."""
+
+    @abstractmethod
+    def encode(self, units: pa.RecordBatch) -> Columns:
+        """Units of one split, in order, as examples."""
+
+    def remarks(self) -> list[str]:
+        """What a person should know of how encoding went."""
+        return []
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the codec: task.json and what it needs beside."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, options: Any) -> Task:
+        """Reads the codec. Raises ArtifactError."""
+
+    # train -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def shape(self) -> Shape:
+        """What the model takes and gives."""
+
+    @abstractmethod
+    def plan(self, split: Split, seed: int) -> Plan:
+        """The training order of a split."""
+
+    @abstractmethod
+    def loss_sum(self, model: SequenceModel, batch: Batch) -> Tensor:
+        """The sum over the batch's loss terms, never a mean."""
+
+    # evaluate --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def metrics(self) -> Sequence[Metric]:
+        """The first is the headline; `loss` is among them."""
+
+    @abstractmethod
+    def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
+        """Batches of at most `rows` rows in which every loss term of the split (of its first
+        `limit` rows) is scored once."""
+
+    @abstractmethod
+    def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
+        """The statistics of a scoring batch."""
+
+    @abstractmethod
+    def protocol(self) -> dict[str, Any]:
+        """What makes two figures comparable, beside the data."""
+
+    @abstractmethod
+    def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
+        """The trivial answers that a model must beat, each scored over the split."""
+
+    @abstractmethod
+    def samples(
+        self, model: SequenceModel, split: Split, count: int, seed: int
+    ) -> list[dict[str, str]]:
+        """Some inputs, outputs and references, for people to read."""
+
+    @abstractmethod
+    def proof_texts(self, split: Split, count: int) -> tuple[list[str], list[list[int]]]:
+        """Held-out inputs as text and as the model's token ids, to compare two models by."""
+
+    # predict ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def request(self, document: Mapping[str, Any]) -> Request:
+        """Checks one line of `predict`, or one HTTP body. Raises DataError."""
+
+    def echo(self, text: str) -> str:
+        """What a screen shows of the request before its answer."""
+        del text
+        return ""
+
+    @abstractmethod
+    def answer(
+        self, model: SequenceModel, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        """(request, new text, the whole answer once it is finished), as they come."""
+
+
+def task_class(name: str) -> type[Task]:
+    """The class behind a name. Raises UsageError."""
+    if name not in TABLE:
+        raise UsageError(f"--task is `{name}`", did_you_mean(name, TABLE))
+    module, _, attribute = TABLE[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+
+
+def task_keys(stage: str, names: Iterable[str] = TABLE) -> list[Key]:
+    """The options that tasks add to a stage's command; one key that several share is one."""
+    merged: dict[str, Key] = {}
+    for name in names:
+        for key in keys(task_class(name).Options, stage):
+            merged.setdefault(key.name, key)
+    return list(merged.values())
+
+
+def save_task(task: Task, folder: Path) -> None:
+    """Writes the codec folder."""
+    write_json(folder / TASK_FILE, {"task": task.name, "options": asdict(task.options)})
+    task.save(folder)
+
+
+def read_task_file(folder: Path, hint: str) -> dict[str, Any]:
+    """task.json without what it needs beside: quick."""
+    return read_json(folder / TASK_FILE, "codec", hint)
+
+
+def load_task(folder: Path, hint: str) -> Task:
+    """Reads a codec folder. Raises ArtifactError."""
+    document = read_task_file(folder, hint)
+    try:
+        kind = task_class(document["task"])
+        options = kind.Options(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in document["options"].items()}
+        )
+    except (KeyError, TypeError, UsageError) as error:
+        raise ArtifactError(f"the codec `{folder}` is corrupt: {error}", hint) from None
+    return kind.load(folder, options)

@@ -1,0 +1,380 @@
+"""Language modelling: text → the next token, or (`--objective masked`) the tokens left out.
+
+A unit is a document, or a block of about 4 kB of a long text file. `<|endoftext|>` precedes every
+document and is its last target. Blocks that follow each other in one split are one sequence.
+Legend: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bigmodel_cli.config import option
+from bigmodel_cli.models.sizes import Shape
+from bigmodel_cli.tasks import Batch, Metric, Predictions, Request, Rows, Task, Units
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+    from torch import Tensor
+
+    from bigmodel_cli.artifacts.ledger import Ledger
+    from bigmodel_cli.artifacts.shards import Columns, Split
+    from bigmodel_cli.artifacts.tokenizer import Tokenizer
+    from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.tasks.packing import PackedPlan
+
+SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
+BASELINE_TOKENS = 20_000_000  # of training text for the n-gram baseline
+PASSES = 7  # a masked model is scored with every 7th token left out, about as in training
+
+
+@dataclass(frozen=True)
+class LanguageOptions:
+    """Options of the language task, by stage."""
+
+    text_column: str = option(
+        "",
+        "The column that holds the text.",
+        stage="prepare",
+        metavar="NAME",
+        shown_default="`text`, or the only one of strings",
+    )
+    min_chars: int = option(10, "Drop documents of fewer characters.", stage="prepare", minimum=0)
+    tokenizer: str = option(
+        "bpe",
+        "bpe, chars, bytes, a tokenizer.json, a run or bundle folder, or hf:ID.",
+        stage="prepare",
+        metavar="KIND|PATH|hf:ID",
+    )
+    vocab_size: int | None = option(
+        None,
+        "Most tokens that a new bpe tokenizer may have.",
+        stage="prepare",
+        minimum=272,
+        maximum=1_000_000,
+        shown_default="1,024 to 32,768 by the size of the text",
+    )
+    objective: str = option(
+        "next",
+        "Learn the next token, or tokens left out (BERT).",
+        stage="train",
+        choices=("next", "masked"),
+        panel="Model",
+    )
+    context: int = option(
+        256, "Tokens that the model sees at once.", stage="train", minimum=2, maximum=1 << 20,
+        panel="Model",
+    )  # fmt: skip
+
+
+def default_vocabulary(size: int) -> int:
+    """Tokens for `size` bytes of text: 1,024 under half a megabyte, 8,192 under 256, then more."""
+    for limit, tokens in ((1 << 19, 1024), (4 << 20, 2048), (32 << 20, 4096), (256 << 20, 8192)):
+        if size < limit:
+            return tokens
+    if size < 2 << 30:
+        return 16384
+    return 32768
+
+
+class Language(Task):
+    name = "language"
+    Options = LanguageOptions
+    statistics = ("nats", "tokens", "bytes", "correct")
+    unit_name = "documents"
+    field = "prompt"
+
+    def __init__(self, options: LanguageOptions, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(options)
+        self._tokenizer = tokenizer
+        self._lossy_bytes = 0
+
+    @property
+    def masked(self) -> bool:
+        return bool(self.options.objective == "masked")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self._tokenizer is not None, "fit or load comes first"
+        return self._tokenizer
+
+    # prepare ---------------------------------------------------------------------------------
+
+    def columns(self, found: Mapping[str, str], where: str) -> dict[str, str]:
+        from bigmodel_cli.tasks.clean import text_column
+
+        return {"text": text_column(found, self.options.text_column, where)}
+
+    def units(self, rows: Iterable[Rows], ledger: Ledger) -> Iterator[Units]:
+        from bigmodel_cli.tasks.clean import clean_text
+
+        for batch in rows:
+            units = clean_text(batch, ledger, self.options.min_chars)
+            if units is not None:
+                yield units
+
+    def fit(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        wait: Callable[[Callable[[], None]], None],
+    ) -> str:  # fmt: skip
+        from bigmodel_cli.artifacts import tokenizer
+
+        kind = self.options.tokenizer
+        if kind not in ("bpe", "chars", "bytes"):
+            self._tokenizer = tokenizer.bring(kind)
+            return f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"
+        vocabulary = self.options.vocab_size or default_vocabulary(size)
+        texts = (text for part in sample(SAMPLE_BYTES) for text in part.column("text").to_pylist())
+        self._tokenizer = tokenizer.train(texts, kind, vocabulary, wait)
+        asked = "" if kind != "bpe" else f" (--vocab-size {vocabulary})"
+        return (
+            f"{kind} tokenizer: {self.tokenizer.size:,} tokens{asked}, "
+            f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"
+        )
+
+    def encode(self, units: pa.RecordBatch) -> Columns:
+        import numpy as np
+
+        from bigmodel_cli.artifacts.shards import Columns
+
+        tokenizer = self.tokenizer
+        texts = units.column("text")
+        ids, counts = tokenizer.encode_batch(texts.to_pylist())
+        rows = np.asarray(units.column("row"))
+        ends = np.asarray(units.column("ends")).astype(np.int64)
+        follows = np.asarray(units.column("follows"))
+        follows[1:] &= rows[1:] == rows[:-1] + 1
+        follows[:1] = False  # what one call encodes is a whole; see ShardWriter.add
+        start = (~follows).astype(np.int64)
+        lengths = start + counts + ends
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = np.full(offsets[-1], tokenizer.endoftext, tokenizer.dtype)
+        within = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+        tokens[np.repeat(offsets[:-1] + start, counts) + within] = ids
+        sizes = np.array([len(text.encode()) for text in texts.to_pylist()], np.int64)
+        if tokenizer.byte_level:
+            self._lossy_bytes += int(sizes.sum() - tokenizer.token_lengths[ids].sum())
+        return Columns(
+            len(texts),
+            {"tokens": tokens, "start": start.astype(np.uint8), "bytes": sizes},
+            {"tokens": lengths},
+        )
+
+    def remarks(self) -> list[str]:
+        if self._lossy_bytes:
+            return [
+                f"the tokenizer is not lossless: {abs(self._lossy_bytes):,} bytes differ between "
+                "the text and its tokens; bits per byte count the text's own bytes"
+            ]
+        return []
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, options: Any) -> Language:
+        from bigmodel_cli.artifacts import tokenizer
+
+        return cls(options, tokenizer.load(folder))
+
+    # train -----------------------------------------------------------------------------------
+
+    def shape(self) -> Shape:
+        return Shape(self.tokenizer.size, self.options.context, causal=not self.masked)
+
+    def plan(self, split: Split, seed: int) -> PackedPlan:
+        from bigmodel_cli.tasks.packing import PackedOrder, PackedPlan, Sequences
+
+        order = PackedOrder(Sequences.of(split), self.options.context, seed)
+        return PackedPlan(order, self.tokenizer if self.masked else None)
+
+    def loss_sum(self, model: SequenceModel, batch: Batch) -> Tensor:
+        import torch.nn.functional as F
+
+        logits_BTV = model(**batch.inputs)
+        return F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), batch.targets.flatten(), reduction="sum"
+        )
+
+    # evaluate --------------------------------------------------------------------------------
+
+    def metrics(self) -> Sequence[Metric]:
+        import math
+
+        from bigmodel_cli.tasks.metrics import exponential, ratio
+
+        loss = ratio("loss", 0, 1, higher_is_better=False)
+        if self.masked:
+            return (
+                exponential("pseudo_perplexity", loss),
+                loss,
+                ratio("masked_accuracy", 3, 1, higher_is_better=True),
+            )
+        return (
+            ratio(  # the one figure that models of different tokenizers share
+                "bits_per_byte",
+                0,
+                2,
+                higher_is_better=False,
+                scale=1 / math.log(2),
+                ignores=("tokenization", "window", "stride"),
+            ),
+            exponential("perplexity", loss),
+            loss,
+            ratio("next_token_accuracy", 3, 1, higher_is_better=True),
+        )
+
+    def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
+        import numpy as np
+
+        from bigmodel_cli.tasks.packing import IGNORED, Places, Sequences, Windows, make_batch
+
+        context = self.options.context
+        sequences = Sequences.of(split)
+        windows = Windows.of(sequences, context, self._stride)
+        order = np.arange(len(windows.sequence))[:limit]
+        order = order[np.argsort(-windows.length[order], kind="stable")]
+        places = Places(sequences)
+        for first in range(0, len(order), rows):
+            chosen = order[first : first + rows]
+            longest = int(windows.length[chosen].max())
+            inputs, segments = np.zeros((2, len(chosen), longest), np.int64)
+            targets = np.full((len(chosen), longest), IGNORED, np.int64)
+            units, sizes = np.zeros((2, len(chosen), longest), np.int64)
+            for row, window in enumerate(chosen):
+                sequence, n = int(windows.sequence[window]), int(windows.length[window])
+                start, scored = int(windows.start[window]), int(windows.scored[window])
+                tokens = sequences.tokens(sequence)
+                inputs[row, :n] = tokens[start : start + n]
+                targets[row, scored:n] = tokens[start + scored + 1 : start + n + 1]
+                segments[row, n:] = 1
+                units[row, :n], sizes[row, :n] = places.of(sequence, start + 1, n)
+            if not self.masked:  # what is causal never sees the padding on its right
+                yield make_batch(inputs, targets, np.zeros_like(segments), units=units, sizes=sizes)
+                continue
+            real = targets != IGNORED
+            for number in range(PASSES):
+                hidden = real & (np.arange(longest) % PASSES == number)
+                if hidden.any():
+                    yield make_batch(
+                        np.where(hidden, self.tokenizer.mask, np.where(real, targets, 0)),
+                        np.where(hidden, targets, IGNORED),
+                        segments, units=units, sizes=sizes,
+                    )  # fmt: skip
+
+    @property
+    def _stride(self) -> int:
+        context = int(self.options.context)
+        return context if self.masked else max(1, context // 2)
+
+    def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
+        import numpy as np
+        import torch.nn.functional as F
+
+        from bigmodel_cli.tasks.packing import IGNORED
+
+        scored = batch.targets.cpu().numpy() != IGNORED
+        logits = model(**batch.inputs)[batch.targets != IGNORED].float()
+        targets = batch.targets[batch.targets != IGNORED]
+        nats = F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
+        correct = (logits.argmax(-1) == targets).cpu().numpy()
+        columns = [nats, np.ones(len(nats)), batch.extra["sizes"][scored], correct]
+        return Predictions(batch.extra["units"][scored], np.stack(columns, 1).astype(np.float64))
+
+    def protocol(self) -> dict[str, Any]:
+        objective = {
+            "objective": self.options.objective,
+            "window": self.options.context,
+            "tokenization": self.tokenizer.signature,
+        }
+        if self.masked:
+            return {**objective, "tokens_left_out": f"every {PASSES}th", "stride": self._stride}
+        return {**objective, "stride": self._stride, "bytes": "UTF-8 bytes of the cleaned text"}
+
+    def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
+        import numpy as np
+
+        from bigmodel_cli.tasks.ngram import KneserNey, Unigram
+        from bigmodel_cli.tasks.packing import Places, Sequences
+
+        known, scored = Sequences.of(train), Sequences.of(split)
+        step = -(-int(known.lengths.sum()) // BASELINE_TOKENS)
+        texts = [known.tokens(i) for i in range(0, len(known), max(1, step))]
+        places = Places(scored)
+        kinds: list[tuple[str, Any]] = [("unigram", Unigram)]
+        if not self.masked:  # sees the left side only: no match for a masked model's figures
+            kinds.append(("kneser_ney_5", KneserNey))
+        for name, kind in kinds:
+            model = kind(texts, self.tokenizer.size)
+            units, statistics = [], []
+            for index in range(len(scored)):
+                tokens = np.asarray(scored.tokens(index)).astype(np.int64)
+                if len(tokens) < 2:
+                    continue
+                nats = -model.log_probabilities(tokens)
+                correct = model.most_likely(tokens) == tokens[1:]
+                unit, sizes = places.of(index, 1, len(tokens) - 1)
+                units.append(unit)
+                statistics.append(np.stack([nats, np.ones(len(nats)), sizes, correct], 1))
+            yield name, Predictions(np.concatenate(units), np.concatenate(statistics))
+
+    def samples(
+        self, model: SequenceModel, split: Split, count: int, seed: int
+    ) -> list[dict[str, str]]:
+        from bigmodel_cli.tasks.packing import Sequences, generator
+
+        sequences = Sequences.of(split)
+        chosen = generator(seed, 2).permutation(len(sequences))[:count]
+        half = max(1, min(32, self.options.context // 2))
+        found = []
+        for index in chosen:
+            tokens = sequences.tokens(int(index))[1 : 1 + 2 * self.options.context].tolist()
+            text = [t for t in tokens if t not in self.tokenizer.specials]
+            cut = min(half, max(1, len(text) // 2))
+            start, rest = self.tokenizer.decode(text[:cut]), self.tokenizer.decode(text[cut:])
+            document = {"prompt": start, "max_tokens": 96, "temperature": 0.8, "top_p": 0.95,
+                        "seed": seed}  # fmt: skip
+            if self.masked:
+                words = self.tokenizer.decode(text[: self.options.context - 1]).split(" ")
+                words[len(words) // 2] = "<|mask|>"
+                document["prompt"] = start = " ".join(words)
+            outputs = [last for *_, last in self.answer(model, [self.request(document)]) if last]
+            found.append({"prompt": start, "output": outputs[0]["text"], "reference": rest[:400]})
+        return found
+
+    def proof_texts(self, split: Split, count: int) -> tuple[list[str], list[list[int]]]:
+        texts = []
+        for unit in range(min(count, len(split))):
+            tokens = split.values("tokens", unit, unit + 1)[: self.options.context].tolist()
+            texts.append(self.tokenizer.decode(tokens))
+        ids = [[self.tokenizer.endoftext, *self.tokenizer.encode(text)] for text in texts]
+        return texts, [tokens[: self.options.context] for tokens in ids]
+
+    # predict ---------------------------------------------------------------------------------
+
+    def request(self, document: Mapping[str, Any]) -> Request:
+        from bigmodel_cli.tasks.requests import text_request
+
+        return text_request(document, "prompt")
+
+    def echo(self, text: str) -> str:
+        return "" if self.masked else text
+
+    def answer(
+        self, model: SequenceModel, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        from bigmodel_cli.tasks.requests import fill, write
+
+        if self.masked:
+            for index, request in enumerate(requests):
+                text = fill(model, self.tokenizer, request.prompt)
+                yield index, text, {"text": text, "finish_reason": "stop"}
+            return
+        prompts = [[self.tokenizer.endoftext, *self.tokenizer.encode(r.prompt)] for r in requests]
+        for index, text, reason, whole in write(model, self.tokenizer, prompts, requests):
+            last = {"text": whole, "finish_reason": reason} if reason else None
+            yield index, text, last

@@ -1,0 +1,152 @@
+"""Requests that are answered with text: checking them, and writing the answers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bigmodel_cli.artifacts.tokenizer import MASK, TextStream, Tokenizer
+from bigmodel_cli.errors import DataError
+from bigmodel_cli.models.generate import Decoder, Sampling
+from bigmodel_cli.models.sequence import SequenceModel
+from bigmodel_cli.tasks import Request
+
+MOST_TOKENS = 1 << 20
+MOST_STOPS, LONGEST_STOP = 16, 1024
+
+
+def text_request(document: Mapping[str, Any], field: str) -> Request:
+    """Checks a JSON request; null is absent, unknown fields are ignored. Raises DataError."""
+    prompt = document.get(field)
+    if not isinstance(prompt, str):
+        raise DataError(
+            f"`{field}` must be text, but is `{_shown(prompt)}`", f'for example {{"{field}": "…"}}'
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"`{field}` holds half of a surrogate pair") from None
+    stop = document.get("stop")
+    stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if (
+        not isinstance(stops, list)
+        or len(stops) > MOST_STOPS
+        or not all(isinstance(s, str) and 0 < len(s) <= LONGEST_STOP for s in stops)
+    ):
+        raise DataError(f"`stop` must be text or a list of at most {MOST_STOPS} texts")
+    return Request(
+        prompt,
+        int(_number(document, "max_tokens", 64, 1, MOST_TOKENS, whole=True)),
+        Sampling(
+            temperature=_number(document, "temperature", 0.0, 0, 100),
+            top_k=int(_number(document, "top_k", 0, 0, 1 << 31, whole=True)),
+            top_p=_number(document, "top_p", 1.0, 0, 1),
+            seed=int(_number(document, "seed", 0, 0, (1 << 63) - 1, whole=True)),
+        ),
+        tuple(stops),
+    )
+
+
+def _number(
+    document: Mapping[str, Any], name: str, default: float, low: float, high: float,
+    whole: bool = False,
+) -> float:  # fmt: skip
+    value = document.get(name)
+    if value is None:
+        return default
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not right or not math.isfinite(value) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise DataError(
+            f"`{name}` must be {kind} from {low:g} to {high:g}, but is `{_shown(value)}`"
+        )
+    return value  # type: ignore[no-any-return]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def write(
+    model: SequenceModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[Request],
+    ends: Sequence[int] = (),
+) -> Iterator[tuple[int, str, str, str]]:
+    """Answers a batch: (request, new text, finish reason or "", the whole text at the end).
+
+    A text ends at `<|endoftext|>` (or one of `ends`) and before a stop text, with reason `stop`,
+    or at its number of tokens, with reason `length`. Text that may be the beginning of a stop
+    text is held back until it is known.
+    """
+    ends = (tokenizer.endoftext, *ends)
+    banned = [token for token in tokenizer.specials if token not in ends]
+    decoder = Decoder(model, prompts, [request.sampling for request in requests], banned)
+    streams = [TextStream(tokenizer) for _ in requests]
+    sent = [0] * len(requests)
+    counts = [0] * len(requests)
+    while decoder.slots:
+        finished = set()
+        for index, token in decoder.step():
+            stream, stops = streams[index], requests[index].stop
+            counts[index] += 1
+            reason = ""
+            if token in ends:
+                reason = "stop"
+            else:
+                stream.feed(token)
+                if counts[index] == requests[index].max_tokens:
+                    reason = "length"
+            if reason:
+                stream.close()
+            found = [at for at in (stream.text.find(s) for s in stops) if at >= 0]
+            if found:
+                reason, stream.text = "stop", stream.text[: min(found)]
+            safe = len(stream.text) if reason else len(stream.text) - _held(stream.text, stops)
+            fresh, sent[index] = stream.text[sent[index] : safe], max(safe, sent[index])
+            if reason:
+                finished.add(index)
+            if fresh or reason:
+                yield index, fresh, reason, stream.text if reason else ""
+        decoder.finish(finished)
+
+
+def _held(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of `text` that may begin a stop text."""
+    return max(
+        (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+    )
+
+
+@torch.inference_mode()
+def fill(model: SequenceModel, tokenizer: Tokenizer, text: str) -> str:
+    """The text with each `<|mask|>` replaced by the masked model's most likely token.
+
+    Raises DataError when there is none, or when the text is longer than the model's context.
+    """
+    parts = text.split(MASK)
+    if len(parts) == 1:
+        raise DataError(
+            "a masked model fills in what is left out, and nothing is",
+            f'for example {{"prompt": "once upon a {MASK}"}}',
+        )
+    tokens: list[int] = []
+    for number, part in enumerate(parts):
+        tokens += [tokenizer.mask] if number else []
+        tokens += tokenizer.encode(part)
+    context = model.config.shape.context
+    if len(tokens) > context:
+        raise DataError(f"the text has {len(tokens):,} tokens, but the model sees {context:,}")
+    device = model.embed.weight.device
+    logits_TV = model(torch.tensor([tokens], device=device))[0].float()
+    logits_TV[:, list(tokenizer.specials)] = -math.inf
+    chosen = logits_TV.argmax(-1).tolist()
+    return tokenizer.decode(
+        chosen[i] if token == tokenizer.mask else token for i, token in enumerate(tokens)
+    )

@@ -1,0 +1,137 @@
+"""The training loop's inside: one update, one validation. Knows no task and no files.
+
+The loss is a sum over terms divided by the update's count of terms, so that neither micro-batches
+nor padding change an update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bigmodel_cli.artifacts.shards import Split
+from bigmodel_cli.errors import DivergedError
+from bigmodel_cli.models.device import autocast
+from bigmodel_cli.models.sequence import SequenceModel
+from bigmodel_cli.tasks import Plan, Task
+from bigmodel_cli.train.optim import Optimizers
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The size of the memory, not what is free of it now, so that it is the same on every try."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path(path).read_text()))
+    return total
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What has to be the same for a resume to be exact to the byte."""
+    name = platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return {"device": device.type, "name": name, "torch": torch.__version__.split("+")[0],
+            "simd": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured: floating-point operations per second of a large matrix product. Only for show."""
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(4):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+@dataclass
+class Engine:
+    """A model, its optimizers and its data's order. One update is `step`."""
+
+    task: Task
+    model: SequenceModel
+    optimizers: Optimizers
+    plan: Plan
+    device: torch.device
+    precision: str
+    batch_size: int
+    micro_batch: int
+    clip: float
+    seed: int
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.device, self.precision)
+
+    def step(self, number: int, share: float, stopping: Callable[[], bool]) -> Step | None:
+        """Update `number` (from 0) with `share` of the peak learning rate; None if `stopping` said
+        so, before anything changed. Raises DivergedError, before the update as well."""
+        self.model.train()
+        # what is random in a step (dropout) depends on the step alone: resuming needs no state
+        torch.manual_seed(hash((self.seed, number)) & 0x7FFF_FFFF_FFFF)
+        first = number * self.batch_size
+        batches = [
+            self.plan.batch(first + row, min(self.micro_batch, self.batch_size - row))
+            for row in range(0, self.batch_size, self.micro_batch)
+        ]
+        terms = max(1, sum(batch.terms for batch in batches))
+        loss = 0.0
+        for batch in batches:
+            if stopping():
+                self.optimizers.zero()
+                return None
+            with self.autocast():
+                part = self.task.loss_sum(self.model, batch.to(self.device)) / terms
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizers.zero()
+            raise DivergedError(
+                f"training diverged at step {number + 1}: loss {loss}, gradient norm {norm}",
+                "the last checkpoint is good; try --restart with a lower --learning-rate",
+            )
+        self.optimizers.step(share)
+        return Step(loss, norm, terms)
+
+    def validate(
+        self, split: Split, rows: int, limit: int, stopping: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """The task's metrics on the first `limit` rows of a split; None if stopped."""
+        self.model.eval()
+        sums = np.zeros(len(self.task.statistics))
+        for batch in self.task.scoring(split, rows, limit):
+            if stopping():
+                return None
+            with torch.inference_mode(), self.autocast():
+                predictions = self.task.predict(self.model, batch.to(self.device))
+            sums += predictions.statistics.sum(0)
+        return {metric.name: float(metric.value(sums)) for metric in self.task.metrics()}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """loss: mean over the update's terms (nats); norm: of the gradient before clipping."""
+
+    loss: float
+    norm: float
+    terms: int

@@ -1,0 +1,201 @@
+"""The run from its state to its end: updates, log, validations, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.workdir import Run
+from bigmodel_cli.config import TrainConfig
+from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.models.sizes import flops_per_token
+
+if TYPE_CHECKING:
+    from bigmodel_cli.artifacts.shards import Split
+    from bigmodel_cli.train.budget import Clock
+    from bigmodel_cli.train.engine import Engine
+
+VALIDATION_TOKENS = 32768
+LOG_SECONDS = 0.5  # a line of log.jsonl for every step that begins this long after the last line
+EVALUATIONS = 10  # validations and checkpoints of a run, unless --checkpoint-every says otherwise
+
+
+@dataclass(frozen=True)
+class Trained:
+    """run: the folder; step: updates made; validation: the best one's metrics; fresh: whether the
+    run was finished before."""
+
+    run: str
+    checkpoint: str
+    step: int
+    tokens: int
+    seconds: float
+    validation: Mapping[str, float]
+    fresh: bool
+
+
+class Loop:
+    """The run from its state to its end: updates, log, validations, checkpoints."""
+
+    def __init__(
+        self, config: TrainConfig, place: Run, context: Context, engine: Engine, clock: Clock,
+        val: Split, state: dict[str, Any],
+    ) -> None:  # fmt: skip
+        from bigmodel_cli.train.engine import peak_flops
+
+        self.config, self.place, self.context = config, place, context
+        self.engine, self.clock, self.val = engine, clock, val
+        self.step = int(state.get("step", 0))
+        self.tokens = int(state.get("tokens", 0))
+        self.decay_began: int | None = state.get("decay_began")
+        self.best: dict[str, Any] = state.get("best", {})
+        self.validation: dict[str, float] | None = state.get("validation")
+        self.saved = self.step if state else -1
+        shape = engine.model.config
+        self.row_tokens = shape.shape.context
+        self.every = config.checkpoint_every
+        if self.every is None and clock.length.steps is not None:
+            self.every = max(1, -(-clock.length.steps // EVALUATIONS))
+        self.flops = 3 * flops_per_token(shape)
+        import torch
+
+        dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+        self.peak = peak_flops(engine.device, dtype)
+        place.folder.mkdir(parents=True, exist_ok=True)
+        if place.log.exists():
+            with place.log.open("r+b") as file:  # what is later than the checkpoint happens again
+                file.truncate(min(state.get("log_bytes", 0), place.log.stat().st_size))
+
+    def run(self) -> Trained:
+        with self.context.stop.deferred(), self.place.log.open("a", encoding="utf-8") as log:
+            self.log = log
+            while not self.clock.done(self.step):
+                if not self._update():
+                    break
+                if self._due():
+                    self._validate_and_save(finished=self.clock.done(self.step))
+                if self._stopping():
+                    break
+            if self._stopping():
+                if self.step != self.saved and self.step:
+                    self._save(finished=False)
+                self.context.stop.raise_()
+            if self.saved != self.step:
+                self._validate_and_save(finished=True)
+        shown = checkpoint.read_state(self.place.checkpoints / self.best["name"])
+        return Trained(
+            self.place.name, self.best["name"], self.step, self.tokens, self.clock.elapsed,
+            shown["validation"] or {}, fresh=False,
+        )  # fmt: skip
+
+    def _stopping(self) -> bool:
+        return self.context.stop.requested is not None
+
+    def _due(self) -> bool:
+        """Whether a checkpoint falls on this step: every so many, or every tenth of the time."""
+        if self.every is not None:
+            return self.step % self.every == 0
+        progress = self.clock.progress(self.step)
+        due = int(progress * EVALUATIONS) > int(self.progress_before * EVALUATIONS)
+        return due and progress < 1
+
+    def _update(self) -> bool:
+        from bigmodel_cli.train.budget import rate
+
+        config, clock = self.config, self.clock
+        progress = self.progress_before = clock.progress(self.step)
+        share = rate(progress, self.step, clock.length.steps, config.warmup, config.decay)
+        if self.decay_began is None and progress >= 1 - config.decay:
+            self.decay_began = self.step
+        done = self.engine.step(self.step, share, self._stopping)
+        if done is None:
+            return False
+        self.step += 1
+        rows = self.engine.batch_size
+        self.tokens += rows * self.row_tokens
+        clock.tick()
+        self._report(done, share, rows)
+        return True
+
+    def _report(self, done: Any, share: float, rows: int) -> None:
+        now = time.monotonic()
+        if not hasattr(self, "_since"):
+            self._since, self._counted, self._logged, self._speed = now, 0, -1e9, 0.0
+            return self._line(done, share)
+        self._counted += rows * self.row_tokens
+        if now - self._since > LOG_SECONDS:
+            speed = self._counted / (now - self._since)
+            self._speed = speed if not self._speed else 0.7 * self._speed + 0.3 * speed
+            self._since, self._counted = now, 0
+            self._line(done, share)
+        return None
+
+    def _line(self, done: Any, share: float) -> None:
+        clock = self.clock
+        record = {
+            "step": self.step, "loss": done.loss, "gradient_norm": done.norm,
+            "learning_rate": self.engine.optimizers.learning_rate * share,
+            "tokens": self.tokens, "seconds": round(clock.elapsed, 3),
+            "tokens_per_second": round(self._speed),
+        }  # fmt: skip
+        self._write(record)
+        fields = {"step": f"{self.step:,}", "loss": f"{done.loss:.3f}"}
+        if self._speed:
+            fields["speed"] = f"{self._speed:,.0f} tokens/s"
+            fields["of peak"] = f"{self._speed * self.flops / self.peak:.0%}"
+        if self.validation:
+            name, value = next(iter(self.validation.items()))
+            fields[f"val {name}"] = f"{value:.3f}"
+        total = clock.length.steps or clock.length.seconds
+        at = self.step if clock.length.steps else clock.elapsed
+        fields["left"] = f"{clock.left(self.step):.0f} s"
+        self.context.emit(Progress("train", at, total, "", fields))
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        with manifest.storage(self.place.log):
+            self.log.write(json.dumps(record) + "\n")
+            self.log.flush()
+
+    def _validate_and_save(self, finished: bool) -> None:
+        began = time.monotonic()
+        self.validation = None
+        if len(self.val):
+            limit = max(8, VALIDATION_TOKENS // self.row_tokens)
+            rows = max(1, self.engine.micro_batch)
+            self.validation = self.engine.validate(self.val, rows, limit, self._stopping)
+        if self.validation is not None:
+            values = {k: round(v, 6) for k, v in self.validation.items()}
+            self._write({"step": self.step, "validation": values, "tokens": self.tokens,
+                         "seconds": round(self.clock.elapsed, 3)})  # fmt: skip
+        self._save(finished and not self._stopping())
+        self.clock.reserve = max(self.clock.reserve, time.monotonic() - began)
+        self.clock.pause()
+        self._since, self._counted = time.monotonic(), 0
+
+    def _save(self, finished: bool) -> None:
+        with manifest.storage(self.place.log):
+            self.log.flush()
+            os.fsync(self.log.fileno())
+        name = f"step-{self.step:08d}"
+        loss = self.validation["loss"] if self.validation else None
+        better = loss is not None and loss < self.best.get("loss", float("inf"))
+        if better or not self.best or not len(self.val):
+            self.best = {"name": name, **({} if loss is None else {"loss": loss})}
+        state = {
+            "tokens": self.tokens, "elapsed": self.clock.elapsed, "reserve": self.clock.reserve,
+            "decay_began": self.decay_began, "position": self.step * self.engine.batch_size,
+            "best": self.best, "validation": self.validation, "finished": finished,
+            "log_bytes": self.place.log.stat().st_size,
+        }  # fmt: skip
+        checkpoint.save(
+            self.place.checkpoints, self.step, self.engine.model.state_dict(),
+            self.engine.optimizers.tensors(), state,
+        )  # fmt: skip
+        checkpoint.mark_best(self.place.checkpoints, self.best["name"], self.best.get("loss"))
+        checkpoint.prune(self.place.checkpoints, self.config.keep, self.best["name"])
+        self.saved = self.step
