@@ -244,7 +244,7 @@ class PrepareConfig:
     )
     document_separator: str = option(
         "",
-        r"What separates documents in a text file, such as '<|endoftext|>' or '\\n\\n'.",
+        r"What separates documents in a text file, such as '<|endoftext|>' or '\n\n'.",
         metavar="TEXT",
         shown_default="each file is one document",
     )

@@ -23,7 +23,6 @@ from bigmodel_cli.artifacts.manifest import (
     sync_folder,
     write_json,
 )
-from bigmodel_cli.artifacts.shards import read_header
 from bigmodel_cli.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
@@ -163,6 +162,8 @@ def load_tensors(path: Path, what: str = "checkpoint", hint: str = HINT) -> dict
     """Reads a safetensors file into memory. Raises ArtifactError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from bigmodel_cli.artifacts.shards import read_header
 
     read_header(path, what, hint)
     try:

@@ -148,12 +148,13 @@ def lock(folder: Path) -> Iterator[None]:
         clean(folder)
         yield
     finally:
+        clean(folder)
         holder.unlink(missing_ok=True)
         claim.release()
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed writer left behind. Only for the holder of the lock."""
+    """Removes what a writer, killed or failed, left behind. Only for the holder of the lock."""
     for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

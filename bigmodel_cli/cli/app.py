@@ -15,6 +15,7 @@ import typer
 from bigmodel_cli import __version__
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, status, train
+from bigmodel_cli.cli.options import layout
 from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError
 from bigmodel_cli.events import Stop
 
@@ -36,8 +37,8 @@ artifact, 6 training diverged, 7 out of memory or disk, 75 stopped (run it again
 def build() -> typer.Typer:
     """The Typer app with every command."""
     app = typer.Typer(
-        name="bigmodel", help=HELP.replace("\n    ", "\n\n    "), no_args_is_help=True,
-        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False,
+        name="bigmodel", help=layout(HELP), no_args_is_help=True,
+        rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
     )  # fmt: skip
 
     @app.callback()

@@ -23,7 +23,7 @@ RUN = Annotated[
 COMMON: list[tuple[str, Any, Any]] = [
     ("config", Annotated[
         Path | None,
-        typer.Option("--config", help="A TOML recipe: [prepare] [train] [evaluate] [deploy].",
+        typer.Option("--config", help="A TOML recipe, with a table for each stage.",
                      metavar="FILE", rich_help_panel="Everywhere")], None),
     ("set_", Annotated[
         list[str] | None,
@@ -44,6 +44,14 @@ COMMON: list[tuple[str, Any, Any]] = [
 ]  # fmt: skip
 
 
+def layout(text: str) -> str:
+    """Help as Typer wants it: indented paragraphs stand as they are written."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        "\b\n" + part if part.startswith("    ") else part.replace("\n", " ") for part in paragraphs
+    )
+
+
 def annotation(key: Key) -> Any:
     """The key's Typer annotation. Its value is None when it is not on the command line."""
     meta = key.meta
@@ -53,11 +61,13 @@ def annotation(key: Key) -> Any:
     if key.default in (None, "", (), False) and not meta["shown_default"]:
         shown = False
     metavar = meta["metavar"] or ("|".join(meta["choices"]) if meta["choices"] else None)
-    metavar = metavar or {int: "N", float: "X"}.get(key.type)
+    metavar = metavar or {int: "N", float: "X", str: "TEXT"}.get(key.type)
     if meta["argument"]:
         if key.repeated:
-            return Annotated[list[str] | None, typer.Argument(help=meta["help"], metavar=metavar)]
-        return Annotated[str | None, typer.Argument(help=meta["help"], metavar=metavar)]
+            return Annotated[
+                list[str] | None, typer.Argument(help=_escape(meta["help"]), metavar=metavar)
+            ]
+        return Annotated[str | None, typer.Argument(help=_escape(meta["help"]), metavar=metavar)]
     flag = key.flag
     if key.type is bool:
         metavar = None
@@ -67,7 +77,7 @@ def annotation(key: Key) -> Any:
     return Annotated[
         kind | None,
         typer.Option(
-            flag, help=meta["help"], metavar=metavar, show_default=shown,
+            flag, help=_escape(meta["help"]), metavar=metavar, show_default=shown,
             rich_help_panel=meta["panel"] or "Options",
         ),
     ]  # fmt: skip
@@ -91,7 +101,12 @@ def command(
     parameters += [_parameter(*item) for item in COMMON]
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=help_)(callback)
+    app.command(name, help=layout(help_))(callback)
+
+
+def _escape(text: str) -> str:
+    """Square brackets are no markup of ours."""
+    return text.replace("[", r"\[")
 
 
 def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:

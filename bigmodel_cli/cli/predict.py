@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import sys
@@ -62,7 +61,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             bad += sum("error" in answer for answer in answers)
             total += len(answers)
             for answer in answers:
-                sys.stdout.write(json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n")
+                sys.stdout.write(render.json_line(answer))
             sys.stdout.flush()
         if bad:
             raise DataError(f"{bad:,} of {total:,} lines were bad", "see `error` in their answers")

@@ -141,8 +141,16 @@ def error(message: str, hint: str, code: int, as_json: bool) -> None:
 
 def document(content: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json_line(content))
     sys.stdout.flush()
+
+
+def json_line(content: Mapping[str, Any]) -> str:
+    """JSON on one line, readable where it can be: half of a surrogate pair has to be escaped."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(content, allow_nan=False)
+    return text + "\n"
 
 
 def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -13,7 +13,7 @@ from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import TrainConfig, keys
-from bigmodel_cli.models.sizes import SIZES, TABLE_VOCABULARIES, size_table
+from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
 from bigmodel_cli.tasks import task_class, task_keys
 
 HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
@@ -25,17 +25,16 @@ HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
 A run that was stopped goes on where it was, to the very same weights; a finished one is up to
 date; one begun with other options is not touched (--restart, or another --run).
 
-Sizes (blocks × width: millions of weights, with {vocabularies} tokens):
+Sizes, as blocks × width and millions of weights with a small vocabulary ({vocabularies}):
 
 {table}"""
 
 
 def register(app: typer.Typer) -> None:
-    rows = [
-        f"    {size:<6} transformer {a:<24} rnn {b:<15} mlp {c}" for size, a, b, c in size_table()
-    ]
-    known = ", ".join(f"{TABLE_VOCABULARIES[size]:,}" for size in SIZES)
-    help_ = HELP.format(table="\n\n".join(rows), vocabularies=known)
+    rows = [("", "transformer", "rnn", "mlp"), *size_table()]
+    table = "\n".join(f"    {a:<6} {b:<26} {c:<17} {d}" for a, b, c, d in rows)
+    small, *_, large = (f"{count:,}" for count in TABLE_VOCABULARIES.values())
+    help_ = HELP.format(table=table, vocabularies=f"{small} to {large} tokens")
     command(app, "train", [*keys(TrainConfig), *task_keys("train")], act, help_)
 
 

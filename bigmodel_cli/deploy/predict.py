@@ -74,7 +74,9 @@ class Predictor:
         for place, line in enumerate(lines):
             try:
                 try:
-                    document = json.loads(line) if len(line) <= LONGEST_LINE else None
+                    if len(line) > LONGEST_LINE:
+                        raise ValueError(f"over {LONGEST_LINE >> 20} MiB")
+                    document = json.loads(line, parse_constant=_refuse)
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"not a line of JSON: {error}") from None
                 if isinstance(document, dict) and "id" in document:
@@ -93,6 +95,10 @@ class Predictor:
             else:
                 return [self.answer_lines([line], defaults)[0] for line in lines]
         return answers
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"`{constant}` is no number of JSON's")
 
 
 def error_document(error: BigmodelError) -> dict[str, Any]:

@@ -92,12 +92,13 @@ class Decoder:
 
 def sample(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draws from softmax(logits / temperature), cut to top-k and then to the nucleus top-p."""
-    logits = logits_V.cpu() / sampling.temperature
+    logits = logits_V.cpu()
+    logits = (logits - logits.max()) / max(sampling.temperature, 1e-6)  # whatever its size
     if sampling.top_k and sampling.top_k < len(logits):
         logits[logits < logits.topk(sampling.top_k).values[-1]] = -math.inf
     probabilities = logits.softmax(-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+        ordered[1:][(ordered.cumsum(-1) - ordered)[1:] >= sampling.top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(0, order, ordered)
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -143,9 +143,7 @@ def size_table() -> list[tuple[str, str, str, str]]:
         for family in families:
             config = model_config(family, size, Shape(TABLE_VOCABULARIES[size], 256, True))
             heads = f", {config.heads} heads" if family == "transformer" else ""
-            cells.append(
-                f"{config.layers} × {config.width}{heads}: {config.parameters / 1e6:.1f} M"
-            )
+            cells.append(f"{config.layers}×{config.width}{heads}: {config.parameters / 1e6:.1f} M")
         rows.append((size, *cells))
     return rows  # type: ignore[return-value]
 

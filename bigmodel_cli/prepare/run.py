@@ -185,7 +185,8 @@ def _build(
     }
     # test and val come first, so that a duplicate is dropped from the train split
     ordered = sorted(sources, key=lambda s: -SPLITS.index(s.split or "train"))
-    rows = _read(ordered, task, config.document_separator, ledger, context)
+    separator = config.document_separator.replace("\\n", "\n").replace("\\t", "\t")
+    rows = _read(ordered, task, separator, ledger, context)
     for split, units in _assign(task.units(rows, ledger), shares, config.seed, ledger):
         spool.add(split, units)
     spool.close()

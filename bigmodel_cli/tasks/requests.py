@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +58,7 @@ def _number(
     if value is None:
         return default
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right or not math.isfinite(value) or not low <= value <= high:
+    if not right or not low <= value <= high:  # which not a number never is
         kind = "a whole number" if whole else "a number"
         raise DataError(
             f"`{name}` must be {kind} from {low:g} to {high:g}, but is `{_shown(value)}`"
@@ -105,7 +104,7 @@ def write(
                     reason = "length"
             if reason:
                 stream.close()
-            found = [at for at in (stream.text.find(s) for s in stops) if at >= 0]
+            found = [at for at in (stream.text.find(s, sent[index]) for s in stops) if at >= 0]
             if found:
                 reason, stream.text = "stop", stream.text[: min(found)]
             safe = len(stream.text) if reason else len(stream.text) - _held(stream.text, stops)
@@ -145,7 +144,7 @@ def fill(model: SequenceModel, tokenizer: Tokenizer, text: str) -> str:
         raise DataError(f"the text has {len(tokens):,} tokens, but the model sees {context:,}")
     device = model.embed.weight.device
     logits_TV = model(torch.tensor([tokens], device=device))[0].float()
-    logits_TV[:, list(tokenizer.specials)] = -math.inf
+    logits_TV[:, list(tokenizer.specials)] = float("-inf")
     chosen = logits_TV.argmax(-1).tolist()
     return tokenizer.decode(
         chosen[i] if token == tokenizer.mask else token for i, token in enumerate(tokens)

@@ -54,7 +54,8 @@ class Loop:
         self.tokens = int(state.get("tokens", 0))
         self.decay_began: int | None = state.get("decay_began")
         self.best: dict[str, Any] = state.get("best", {})
-        self.validation: dict[str, float] | None = state.get("validation")
+        self.validation: dict[str, float] | None = state.get("validation")  # of this very step
+        self.shown = self.validation
         self.saved = self.step if state else -1
         shape = engine.model.config
         self.row_tokens = shape.shape.context
@@ -74,6 +75,10 @@ class Loop:
     def run(self) -> Trained:
         with self.context.stop.deferred(), self.place.log.open("a", encoding="utf-8") as log:
             self.log = log
+            due = self.step and self.every and self.step % self.every == 0
+            if due and len(self.val) and self.validation is None:
+                # stopped while it was validated: what follows has to see the same best checkpoint
+                self._validate_and_save(finished=self.clock.done(self.step))
             while not self.clock.done(self.step):
                 if not self._update():
                     break
@@ -116,6 +121,7 @@ class Loop:
         if done is None:
             return False
         self.step += 1
+        self.validation = None
         rows = self.engine.batch_size
         self.tokens += rows * self.row_tokens
         clock.tick()
@@ -148,8 +154,8 @@ class Loop:
         if self._speed:
             fields["speed"] = f"{self._speed:,.0f} tokens/s"
             fields["of peak"] = f"{self._speed * self.flops / self.peak:.0%}"
-        if self.validation:
-            name, value = next(iter(self.validation.items()))
+        if self.shown:
+            name, value = next(iter(self.shown.items()))
             fields[f"val {name}"] = f"{value:.3f}"
         total = clock.length.steps or clock.length.seconds
         at = self.step if clock.length.steps else clock.elapsed
@@ -169,6 +175,7 @@ class Loop:
             rows = max(1, self.engine.micro_batch)
             self.validation = self.engine.validate(self.val, rows, limit, self._stopping)
         if self.validation is not None:
+            self.shown = self.validation
             values = {k: round(v, 6) for k, v in self.validation.items()}
             self._write({"step": self.step, "validation": values, "tokens": self.tokens,
                          "seconds": round(self.clock.elapsed, 3)})  # fmt: skip

@@ -1,0 +1,285 @@
+"""Evaluation: figures against known answers, intervals, gates, reports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bigmodel_cli.artifacts.shards import Split
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.errors import ArtifactError, DataError, UsageError
+from bigmodel_cli.evaluate import gates
+from bigmodel_cli.evaluate.intervals import bootstrap
+from bigmodel_cli.evaluate.report import markdown, verdict
+from bigmodel_cli.models.sequence import build
+from bigmodel_cli.models.sizes import ModelConfig
+from bigmodel_cli.tasks import Metric, load_task
+from bigmodel_cli.tasks.metrics import exponential, ratio
+from tests.stages import bigmodel, evaluate, prepare, stories, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 stories and three runs: a transformer, an rnn, and a masked transformer."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    work = folder / "work"
+    prepare(work, stories(folder, 200), vocab_size=400, test="0.2")
+    train(work)
+    train(work, "rnn", model="rnn")
+    train(work, "masked", objective="masked")
+    evaluate(work)
+    return work
+
+
+@pytest.fixture
+def work(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "work"))
+
+
+def document(work: Path, run: str = "default") -> dict[str, Any]:
+    return json.loads(Workdir(work).run(run).evaluation.read_text("utf-8"))  # type: ignore[no-any-return]
+
+
+def test_the_figures_are_those_of_scoring_one_token_at_a_time(trained: Path) -> None:
+    """Every target once, each with the context that the documented windows give it."""
+    place = Workdir(trained)
+    run = place.run("default")
+    known = document(trained)
+    task = load_task(run.codec, "")
+    config = json.loads(run.config.read_text("utf-8"))
+    weights = run.checkpoints / known["checkpoint"] / "model.safetensors"
+    from bigmodel_cli.artifacts.checkpoint import load_tensors
+
+    model = build(ModelConfig.from_json(config["model"]), load_tensors(weights), "")
+    split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
+    context, stride = 32, 16
+    nats, tokens, size, correct = 0.0, 0, 0, 0
+    starts = [*np.flatnonzero(split.column("start")).tolist(), len(split)]
+    for first, last in itertools.pairwise(starts):
+        sequence = torch.tensor(np.array(split.values("tokens", first, last), np.int64))
+        for target in range(1, len(sequence)):
+            # the first window has every length of context; later ones between 16 and 32
+            number = max(0, -(-(target - context) // stride))
+            start = number * stride
+            with torch.inference_mode():
+                logits = model(sequence[None, start:target])[0, -1].log_softmax(-1)
+            nats -= float(logits[sequence[target]])
+            correct += int(logits.argmax() == sequence[target])
+            tokens += 1
+        if last > 25:
+            break  # enough: the partial sums are compared below
+    units = slice(0, last)
+    size = int(split.column("bytes")[units].sum())
+    from bigmodel_cli.config import EvaluateConfig
+    from bigmodel_cli.evaluate.run import _statistics
+    from bigmodel_cli.events import Context
+
+    assert EvaluateConfig  # the same path as the command takes
+    statistics = _statistics(task, model, split, 1, Context())[units].sum(0)
+    assert statistics[0] == pytest.approx(nats, rel=1e-5)
+    assert statistics[1:].tolist() == [tokens, size, correct]
+
+
+def test_metrics_fit_together(trained: Path) -> None:
+    metrics = document(trained)["metrics"]
+    split = Workdir(trained).read_data()["splits"]["test"]
+    assert metrics["perplexity"]["value"] == pytest.approx(math.exp(metrics["loss"]["value"]))
+    starts = Split(Workdir(trained).data, split["shards"]).column("start").sum()
+    bits = metrics["loss"]["value"] * (split["tokens"] - starts) / math.log(2)
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(bits / split["bytes"])
+    for entry in metrics.values():
+        assert entry["low"] < entry["value"] < entry["high"]
+        assert entry["n"] == split["units"]
+
+
+def test_baselines_stand_beside_the_model_and_the_strongest_is_named(trained: Path) -> None:
+    found = document(trained)
+    assert set(found["baselines"]) == {"unigram", "kneser_ney_5"}
+    best = found["baseline"]["bits_per_byte"]
+    assert best["name"] == "kneser_ney_5"
+    assert best["value"] == min(b["bits_per_byte"] for b in found["baselines"].values())
+    assert verdict(found, "bits_per_byte") == "worse"  # after six steps
+
+
+def test_a_masked_model_gets_pseudo_perplexity(trained: Path) -> None:
+    found = evaluate(trained, "masked").document
+    assert set(found["metrics"]) == {"pseudo_perplexity", "loss", "masked_accuracy"}
+    split = Workdir(trained).read_data()["splits"]["test"]
+    assert found["metrics"]["loss"]["n"] == split["units"]
+    assert 1 < found["metrics"]["pseudo_perplexity"]["value"] < 400
+    assert "<|mask|>" in found["samples"][0]["prompt"]
+
+
+def test_up_to_date_evaluations_still_judge_their_gates(work: Path) -> None:
+    again = evaluate(work, require=("bits_per_byte<=0.1",))
+    assert again.fresh
+    assert again.document["gates"][0]["passed"] is False
+    assert evaluate(work, require=("bits_per_byte<=99",)).document["gates"][0]["passed"] is True
+    assert not evaluate(work, split="val").fresh
+    assert not evaluate(work, split="val", force=True).fresh
+
+
+def test_the_same_evaluation_twice_is_the_same(work: Path) -> None:
+    first = evaluate(work, force=True).document
+    second = evaluate(work, force=True).document
+    assert first == second
+
+
+METRICS = (
+    ratio("bits_per_byte", 0, 1, higher_is_better=False, ignores=("tokenization",)),
+    ratio("accuracy", 0, 1, higher_is_better=True),
+)
+
+
+def judged(rule: str, previous: dict[str, Any] | None = None) -> dict[str, Any]:
+    found = {
+        "metrics": {"bits_per_byte": {"value": 2.0}, "accuracy": {"value": 0.5}},
+        "baseline": {"bits_per_byte": {"value": 2.1}, "accuracy": {"value": 0.6}},
+        "protocol": {"data": "a", "tokenization": "t"},
+    }
+    rules = gates.parse([rule], METRICS, previous is not None)
+    return gates.judge(rules, METRICS, found, previous)[0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "passed", "bound"),
+    [
+        ("bits_per_byte<=2.0", True, 2.0),
+        ("bits_per_byte<2.0", False, 2.0),
+        (" bits_per_byte >= 1e0 ", True, 1.0),
+        ("accuracy>.5", False, 0.5),
+        ("bits_per_byte<=baseline", True, 2.1),
+        ("accuracy>=baseline", False, 0.6),
+        ("accuracy>=baseline*0.5", True, 0.3),
+        ("bits_per_byte<=previous*1.01", False, 1.9 * 1.01),
+        ("bits_per_byte<=previous*1.1", True, 1.9 * 1.1),
+    ],
+)
+def test_rules(rule: str, passed: bool, bound: float) -> None:
+    previous = {
+        "protocol": {"data": "a", "tokenization": "another"},
+        "metrics": {"bits_per_byte": {"value": 1.9}, "accuracy": {"value": 0.4}},
+    }
+    gate = judged(rule, previous)
+    assert (gate["passed"], gate["bound"]) == (passed, pytest.approx(bound))
+    assert gate["missed_by"] == (None if passed else pytest.approx(abs(gate["value"] - bound)))
+
+
+def test_figures_of_different_protocols_are_refused() -> None:
+    previous = {"protocol": {"data": "b", "tokenization": "t"},
+                "metrics": {"bits_per_byte": {"value": 9.0}, "accuracy": {"value": 0.1}}}  # fmt: skip
+    with pytest.raises(UsageError, match="data: b → a"):
+        judged("bits_per_byte<=previous", previous)
+    previous["protocol"] = {"data": "a", "tokenization": "another"}
+    assert judged("bits_per_byte<=previous", previous)["passed"]  # bytes are bytes
+    with pytest.raises(UsageError, match="tokenization"):
+        judged("accuracy>=previous", previous)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("bits_per_bite<=2", "bits_per_byte"),
+        ("bits_per_byte=2", "is no rule"),
+        ("bits_per_byte<=basline", "baseline"),
+        ("bits_per_byte<=2*3", "is no rule"),
+        ("", "is no rule"),
+        ("bits_per_byte<=previous", "--against"),
+    ],
+)
+def test_bad_rules_are_refused_with_a_hint(rule: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        judged(rule)
+    assert message in caught.value.message + caught.value.hint
+
+
+def test_the_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
+    """Ratios of sums over units of unequal size, whose true value is known."""
+    random = np.random.default_rng(3)
+    metric = ratio("r", 0, 1, higher_is_better=True)
+    covered = 0
+    for trial in range(200):
+        sizes = random.integers(1, 20, 60).astype(float)
+        hits = random.binomial(sizes.astype(int), 0.3).astype(float)
+        interval = bootstrap(np.stack([hits, sizes], 1), [metric], trial)["r"]
+        assert interval is not None
+        covered += interval[0] <= 0.3 <= interval[1]
+    assert 180 <= covered <= 199
+
+
+def test_one_unit_gives_no_interval() -> None:
+    metrics: list[Metric] = [exponential("e", METRICS[0])]
+    assert bootstrap(np.ones((1, 2)), metrics, 0) == {"e": None}
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and what the page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_is_complete_in_itself(work: Path) -> None:
+    evaluate(work, require=("bits_per_byte<=0.1",), force=True)
+    page = Page()
+    page.feed(Workdir(work).run("default").report.read_text("utf-8"))
+    assert {"svg", "table", "h1"} <= set(page.tags)
+    assert "script" not in page.tags
+    assert all(link.startswith("#") for link in page.loads)
+    for words in ("kneser_ney_5", "FAILED", "bits_per_byte", "validation", "kept"):
+        assert words in page.text
+
+
+def test_markdown_goes_to_the_file_that_github_names(work: Path, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    done = bigmodel("evaluate", "-w", work, "--require", "bits_per_byte<=0.1",
+                    env={"GITHUB_STEP_SUMMARY": str(summary)})  # fmt: skip
+    assert done.returncode == 3
+    text = summary.read_text("utf-8")
+    assert text.startswith("before\n### bigmodel evaluate")
+    assert "| bits_per_byte |" in text
+    assert "❌ `bits_per_byte<=0.1`" in text
+    assert markdown(document(work)) in text
+
+
+def test_a_failed_gate_is_one_document_with_json(work: Path) -> None:
+    done = bigmodel("evaluate", "-w", work, "--require", "loss<=0.1", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["gates"][0]["passed"] is False
+
+
+def test_another_checkpoint_and_what_is_not_there(work: Path) -> None:
+    first = evaluate(work, checkpoint="last").document
+    assert first["checkpoint"] == "step-00000006"
+    with pytest.raises(ArtifactError, match="step-00000099"):
+        evaluate(work, checkpoint="step-99")
+    with pytest.raises(UsageError, match="--checkpoint is `newest`"):
+        evaluate(work, checkpoint="newest")
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    prepare(work, stories(tmp_path, 40), vocab_size=300, test="0", val="0")
+    train(work, steps=2)
+    with pytest.raises(DataError, match="test split is empty"):
+        evaluate(work)

@@ -1,0 +1,277 @@
+"""Training: exactness, resuming, budgets, checkpoints, divergence."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.artifacts import checkpoint
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.config import TrainConfig
+from bigmodel_cli.errors import (
+    ArtifactError,
+    DivergedError,
+    InterruptError,
+    StoppedError,
+    UsageError,
+)
+from bigmodel_cli.events import Context
+from bigmodel_cli.train import budget
+from bigmodel_cli.train.engine import Engine
+from tests.stages import ROOT, TINY, Events, final_bytes, log, prepare, stories, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 stories, prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare(folder / "work", stories(folder, 160), vocab_size=400)
+    return folder / "work"
+
+
+@pytest.fixture
+def work(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data, tmp_path / "work"))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> Context:
+    """A context whose program gets a signal while update `step` (from 1) is computed."""
+    context = Context()
+    inner = Engine.step
+
+    def stepping(self: Engine, index: int, *rest: Any) -> Any:
+        result = inner(self, index, *rest)
+        if index + 1 == step:
+            context.stop.on_signal(number)
+        return result
+
+    monkeypatch.setattr(Engine, "step", stepping)
+    return context
+
+
+EXACT: list[dict[str, Any]] = [
+    {},
+    {"model": "rnn", "cell": "lstm"},
+    {"model": "rnn", "cell": "gru"},
+    {"model": "mlp", "window": 4},
+    {"objective": "masked"},
+    {"model": "rnn", "objective": "masked"},
+    {"optimizer": "adamw", "micro_batch": 3},
+    {"precision": "bf16", "dropout": 0.2},
+    {"epochs": 1.5, "checkpoint_every": 2, "steps": None},
+]
+
+
+@pytest.mark.parametrize("options", EXACT, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()))
+def test_a_stopped_run_resumes_to_the_very_same_bytes(
+    work: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    values = {"steps": 6, **options}
+    values = {k: v for k, v in values.items() if v is not None}
+    train(work, "whole", **values)
+    for step in (1, 4):
+        run = f"stopped-{step}"
+        with monkeypatch.context() as patch, pytest.raises(StoppedError, match="SIGTERM"):
+            train(work, run, stop_at(patch, step), **values)
+        train(work, run, **values)
+        assert final_bytes(work, run) == final_bytes(work, "whole")
+        losses = [(r["step"], r["validation"]["loss"]) for r in log(work, run) if "validation" in r]
+        whole = [
+            (r["step"], r["validation"]["loss"]) for r in log(work, "whole") if "validation" in r
+        ]
+        assert losses == whole
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_at_most_an_interval_and_changes_nothing(
+    work: Path, tmp_path: Path
+) -> None:
+    """Kills the real program at seeded random moments, anywhere from import to saving."""
+    values = ["--steps", "40", "--checkpoint-every", "4", "--threads", "1", "--context", "32"]
+    values += [f"--{k}={v}" for k, v in TINY.items() if k != "batch_size"] + ["--batch-size", "8"]
+    command = [sys.executable, "-m", "bigmodel_cli", "train", "-w", str(work), "-q", *values]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    subprocess.run([*command, "--run", "whole"], env=env, check=True, cwd=tmp_path)
+    whole = time.monotonic() - began
+    moments = random.Random(5)
+    reached = 0
+    for _ in range(6):
+        process = subprocess.Popen([*command, "--run", "killed"], env=env, cwd=tmp_path)
+        time.sleep(moments.uniform(0.2, 0.9) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        names = checkpoint.names(Workdir(work).run("killed").checkpoints)
+        step = int(names[-1].removeprefix("step-")) if names else 0
+        assert step >= reached  # nothing that was saved is lost
+        reached = step
+    assert reached > 0  # else the test tested nothing
+    subprocess.run([*command, "--run", "killed"], env=env, check=True, cwd=tmp_path)
+    assert final_bytes(work, "killed") == final_bytes(work, "whole")
+    assert not list(Workdir(work).run("killed").folder.rglob(".tmp-*"))
+
+
+def test_a_finished_run_is_up_to_date(work: Path) -> None:
+    first = train(work)
+    before = final_bytes(work)
+    again = train(work)
+    assert (again.fresh, again.step, again.checkpoint) == (True, 6, first.checkpoint)
+    assert final_bytes(work) == before
+
+
+def test_ctrl_c_saves_and_says_so(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InterruptError):
+        train(work, "default", stop_at(patch, 3, signal.SIGINT))
+    assert checkpoint.names(Workdir(work).run("default").checkpoints)[-1] == "step-00000003"
+
+
+def test_micro_batches_do_not_change_an_update(work: Path) -> None:
+    """Sums divided by the update's own number of terms: 1 × 8, 2 × 4 and 8 × 1 rows are one."""
+    weights = []
+    for micro in (8, 4, 1):
+        train(work, f"m{micro}", micro_batch=micro, steps=3, optimizer="adamw", precision="fp32")
+        path = Workdir(work).run(f"m{micro}").checkpoints / "step-00000003" / checkpoint.MODEL
+        weights.append(checkpoint.load_tensors(path))
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-3)
+
+
+def test_other_options_are_listed_and_refused(work: Path) -> None:
+    train(work)
+    with pytest.raises(UsageError) as caught:
+        train(work, learning_rate=0.5, length=16)
+    assert "learning_rate: null → 0.5" in caught.value.message
+    assert "context: 32 → 16" in caught.value.message
+    assert "--restart" in caught.value.hint
+    assert train(work).fresh  # nothing was lost
+    assert train(work, restart=True, learning_rate=0.5).step == 6
+
+
+def test_new_data_are_noticed(work: Path, tmp_path: Path) -> None:
+    train(work)
+    prepare(work, stories(tmp_path, 150), vocab_size=400)
+    with pytest.raises(UsageError, match="prepared anew"):
+        train(work)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(work: Path) -> None:
+    train(work, keep=6)
+    before = final_bytes(work)
+    place = Workdir(work).run("default").checkpoints
+    path = place / "step-00000006" / checkpoint.OPTIMIZER
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    state = place / "step-00000006" / "state.json"
+    document = json.loads(state.read_text())
+    document["finished"] = False  # so that the run has somewhere to go
+    state.write_text(json.dumps(document))
+    events = Events()
+    train(work, "default", events.context(), keep=6)
+    assert "step-00000006/optimizer.safetensors` is corrupt" in events.notes
+    assert "resuming at step 5" in events.notes
+    assert final_bytes(work) == before
+
+
+def test_no_whole_checkpoint_is_an_error(work: Path) -> None:
+    train(work)
+    for path in Workdir(work).run("default").checkpoints.glob("step-*/model.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(ArtifactError, match="no checkpoint"):
+        train(work)
+
+
+def test_divergence_stops_before_the_update(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Engine.step
+
+    def breaking(self: Engine, index: int, *rest: Any) -> Any:
+        if index == 3:
+            with torch.no_grad():
+                self.model.embed.weight[0, 0] = float("nan")
+        return inner(self, index, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", breaking)
+        with pytest.raises(DivergedError, match="step 4"):
+            train(work, checkpoint_every=3)
+    names = checkpoint.names(Workdir(work).run("default").checkpoints)
+    assert names == ["step-00000003"]
+    weights = checkpoint.load_tensors(
+        Workdir(work).run("default").checkpoints / names[0] / checkpoint.MODEL
+    )
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_best_and_last_are_kept(work: Path) -> None:
+    done = train(work, steps=8, checkpoint_every=1, keep=2, learning_rate=2.0)
+    names = checkpoint.names(Workdir(work).run("default").checkpoints)
+    assert names[-2:] == ["step-00000007", "step-00000008"]
+    assert done.checkpoint in names
+    assert len(names) <= 3
+    losses = {r["step"]: r["validation"]["loss"] for r in log(work) if "validation" in r}
+    assert int(done.checkpoint.removeprefix("step-")) == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.slow
+def test_a_time_budget_ends_on_time_with_its_decay_complete(work: Path) -> None:
+    began = time.monotonic()
+    events = Events()
+    done = train(work, "default", events.context(), minutes=0.2, threads=2)
+    took = time.monotonic() - began
+    assert took < 0.2 * 60 + 1.5  # a second's grace for a busy machine
+    assert took > 0.2 * 60 * 0.75
+    rates = [r["learning_rate"] for r in log(work) if "learning_rate" in r]
+    assert rates[-1] < 0.15 * max(rates)
+    assert done.step > 10
+
+
+def test_a_time_budget_goes_on_where_it_was(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        train(work, "default", stop_at(patch, 3), minutes=0.05)
+    began = time.monotonic()
+    done = train(work, minutes=0.05)
+    assert done.step > 3
+    assert time.monotonic() - began < 3 + 1.5
+
+
+def test_two_lengths_are_refused(work: Path) -> None:
+    with pytest.raises(UsageError, match="--steps and --minutes"):
+        train(work, steps=3, minutes=1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({"steps": 7}, 7), ({"epochs": 2.0}, 50), ({"tokens": 8 * 32 * 10 + 1}, 11)],
+)
+def test_lengths_as_steps(given: dict[str, Any], steps: int) -> None:
+    assert budget.length(TrainConfig(**given), 200, 8, 32).steps == steps
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    total = 100
+    rates = [budget.rate(s / total, s, total, 0.1, 0.5) for s in range(total)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == 1.0
+    assert rates[9:51] == [1.0] * 42
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
+
+
+def test_a_model_learns_the_stories(work: Path) -> None:
+    """Far from optimal in 60 steps, but far better than knowing the tokens' frequencies."""
+    train(work, steps=60, learning_rate=0.01, length=64)
+    losses = [r["validation"]["loss"] for r in log(work) if "validation" in r]
+    assert losses[-1] < 0.75 * losses[0]
