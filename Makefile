@@ -14,8 +14,19 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
+# Real input that every machine has. make shows each command before it runs.
+STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+LEFT_OUT = --exclude '*/site-packages/*' --exclude '*/test/*' --exclude '*/tests/*' --exclude '*/idle_test/*'
+
 demo: .venv/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
+	$(BIN)/bigmodel prepare '$(STDLIB)/**/*.py' $(LEFT_OUT) -w work/demo
+	$(BIN)/bigmodel train --minutes 3.5 -w work/demo
+	$(BIN)/bigmodel evaluate -w work/demo
+	$(BIN)/bigmodel deploy -w work/demo
+	$(BIN)/bigmodel predict "def __init__(self" --max-tokens 60 -w work/demo
+	$(BIN)/bigmodel predict "class Error(Exception):" --max-tokens 60 --temperature 0.7 -w work/demo
+	$(BIN)/bigmodel predict "    for name in" --max-tokens 60 --temperature 0.7 --seed 1 -w work/demo
+	$(BIN)/bigmodel status -w work/demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest

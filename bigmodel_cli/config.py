@@ -184,7 +184,7 @@ def _convert_one(key: Key, raw: Any) -> Any:
                 }[str(raw).lower()]
             value: Any = raw
         elif key.type is int:
-            value = int(raw) if not isinstance(raw, float) else int(str(raw))
+            value = int(raw) if isinstance(raw, int) else _whole(str(raw))
         elif key.type is float:
             value = float(raw)
             if not math.isfinite(value):
@@ -204,6 +204,17 @@ def _convert_one(key: Key, raw: Any) -> Any:
     if meta["maximum"] is not None and value > meta["maximum"]:
         raise UsageError(f"{key.flag} is `{value}`, but must be at most {meta['maximum']:g}")
     return value
+
+
+def _whole(text: str) -> int:
+    """A whole number, also as 1e8 or 1_000."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if value.is_integer():
+            return int(value)
+        raise
 
 
 def identity(config: Any) -> dict[str, Any]:

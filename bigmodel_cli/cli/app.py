@@ -34,6 +34,12 @@ Everything lives in the working directory (./work, or -w). Exit codes: 0 done or
 artifact, 6 training diverged, 7 out of memory or disk, 75 stopped (run it again), 130 Ctrl-C."""
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bigmodel {__version__}")
+        raise typer.Exit
+
+
 def build() -> typer.Typer:
     """The Typer app with every command."""
     app = typer.Typer(
@@ -43,11 +49,14 @@ def build() -> typer.Typer:
 
     @app.callback()
     def top(
-        version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", help="Print the version.", callback=show_version, is_eager=True
+            ),
+        ] = False,
     ) -> None:
-        if version:
-            print(f"bigmodel {__version__}")
-            raise typer.Exit
+        del version
 
     for module in (prepare, train, evaluate, deploy, predict, status):
         module.register(app)

@@ -175,7 +175,10 @@ def _receipt(
     again = build(model.config, weights, str(staging))
     result: dict[str, Any] = {
         "split": held_out,
-        "bigmodel": {"proof": "passed", **receipt.compare(model, texts, again, "the bundle")},
+        "bigmodel": {
+            "proof": "passed",
+            **receipt.compare(model, texts, again, receipt.greedy(again), "the bundle"),
+        },
     }
     if portable:
         result["transformers"] = receipt.transformers_proof(staging, model, texts, words)

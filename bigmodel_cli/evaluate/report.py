@@ -103,7 +103,7 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
     """The page, complete in itself: no script, nothing loaded from elsewhere."""
     parts = [
         f"<h1>{escape(document['run'])}</h1><p class=lead>{escape(document['task'])} · "
-        f"{escape(title(document))}</p>",
+        f"{escape(title(document).partition(' · ')[2])}</p>",
         _table(HEADER, rows(document)),
     ]
     if document["gates"]:
@@ -210,6 +210,7 @@ def _curves(place: Run) -> str:
             axes.plot(*zip(*validated, strict=True), lw=2, marker="o", ms=4, color="#1f5fbf",
                       label="validation")  # fmt: skip
         axes.set_xlabel("tokens")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel("loss (nats per token)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

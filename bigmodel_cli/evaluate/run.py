@@ -104,7 +104,7 @@ def _score(
 
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.evaluate.intervals import bootstrap
-    from bigmodel_cli.models.device import set_up
+    from bigmodel_cli.models.device import autocast, set_up
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.models.sizes import ModelConfig
 
@@ -113,7 +113,10 @@ def _score(
     model = build(ModelConfig.from_json(known["model"]), weights, str(path)).to(device)
     split = Split(workdir.data, data["splits"][config.split]["shards"])
     metrics = task.metrics()
-    statistics = _statistics(task, model, split, data["splits"][config.split]["tokens"], context)
+    precision = known["resolved"]["precision"]  # what it was trained in
+    total = data["splits"][config.split]["tokens"]
+    with autocast(device, precision):
+        statistics = _statistics(task, model, split, total, context)
     intervals = bootstrap(statistics, metrics, config.seed)
     figures = _figures(metrics, statistics.sum(0))
     baselines: dict[str, dict[str, float | None]] = {}
@@ -152,6 +155,7 @@ def _score(
         "environment": {
             "bigmodel": __version__, "torch": torch.__version__, "numpy": np.__version__,
             "python": platform.python_version(), "device": device.type,
+            "precision": precision,
         },
     }  # fmt: skip
 

@@ -44,7 +44,7 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
     fractions = {name: _fraction(getattr(config, name)) for name in ("val", "test")}
     with lock(workdir.data):
         spool = workdir.data / f"{manifest.TEMPORARY}stdin"
-        sources = recognise_splits(find(config.sources, config.exclude, spool))
+        sources = recognise_splits(find(config.sources, config.exclude, spool, workdir.root))
         for name, fraction in fractions.items():
             if fraction is None:
                 named = find([getattr(config, name)], (), spool)
@@ -64,6 +64,7 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
         old = _old(workdir, context)
         if old and not config.force:
             if old["fingerprint"] == print_ and intact(workdir, old):
+                _check_loss(config, old["ledger"])
                 return Prepared(old, fresh=True)
             reasons = manifest.changes(_keyed(old["recipe"]), _keyed(recipe))
             if reasons:
@@ -190,7 +191,7 @@ def _build(
     for split, units in _assign(task.units(rows, ledger), shares, config.seed, ledger):
         spool.add(split, units)
     spool.close()
-    _check(spool.units, shares, named, ledger, config, context)
+    _check(spool.units, shares, named, ledger.to_json(), config, context)
 
     size = spool.bytes["train"]
     context.emit(Progress("tokenizer", 0, None, ""))
@@ -297,24 +298,35 @@ def _assign(
                 yield name, (units.table.take(pa.array(chosen)), size, content)
 
 
-def _check(
-    units: dict[str, int], shares: dict[str, float], named: Sequence[str], ledger: Any,
-    config: PrepareConfig, context: Context,
-) -> None:  # fmt: skip
-    reasons = ", ".join(
-        f"{entry.rows:,} {reason} ({entry.where[0]})" for reason, entry in ledger.dropped.items()
+def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:
+    """Raises DataError if more was dropped than --max-loss allows, up to date or not."""
+    came, lost = ledger["in"]["rows"], ledger["in"]["rows"] - ledger["kept"]["rows"]
+    if config.max_loss is not None and lost > config.max_loss * came:
+        raise DataError(
+            f"{lost:,} of {came:,} rows were dropped, more than --max-loss {config.max_loss:g}: "
+            + _reasons(ledger),
+            "mend the source, or allow more",
+        )
+
+
+def _reasons(ledger: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{entry['rows']:,} {reason} ({entry['where'][0]})"
+        for reason, entry in ledger["dropped"].items()
     )
+
+
+def _check(
+    units: dict[str, int], shares: dict[str, float], named: Sequence[str],
+    ledger: Mapping[str, Any], config: PrepareConfig, context: Context,
+) -> None:  # fmt: skip
     if not sum(units.values()):
+        reasons = _reasons(ledger)
         raise DataError(
             "nothing is left to train on" + (f": {reasons}" if reasons else ""),
             "check the source, --text-column and --min-chars",
         )
-    if config.max_loss is not None and ledger.rows_dropped > config.max_loss * ledger.rows_in:
-        raise DataError(
-            f"{ledger.rows_dropped:,} of {ledger.rows_in:,} rows were dropped, more than "
-            f"--max-loss {config.max_loss:g}: {reasons}",
-            "mend the source, or allow more",
-        )
+    _check_loss(config, ledger)
     for split, count in units.items():
         wanted = split == "train" or shares.get(split) or split in named
         if wanted and not count:
@@ -325,8 +337,6 @@ def _check(
             )
         if split != "train" and 0 < count < FEW_UNITS:
             context.warn(f"only {count} documents in {split}: intervals will be wide")
-    if reasons:
-        context.note(f"dropped: {reasons}")
 
 
 def interruptible(work: Callable[[], None]) -> None:

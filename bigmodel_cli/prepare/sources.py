@@ -49,19 +49,28 @@ class Source:
         return RECORDS.get(suffixes[-1] if suffixes else "", "text")
 
 
-def find(patterns: Sequence[str], exclude: Sequence[str], spool: Path) -> list[Source]:
-    """The files behind what the user named, in a fixed order. Raises UsageError, DataError."""
+def find(
+    patterns: Sequence[str], exclude: Sequence[str], spool: Path, own: Path | None = None
+) -> list[Source]:
+    """The files behind what the user named, in a fixed order; none that lies in the working
+    directory `own`. Raises UsageError, DataError."""
     if not patterns:
         raise UsageError("no source", "for example: bigmodel prepare data/stories")
     found: dict[str, Source] = {}
     for pattern in patterns:
         for source in _expand(pattern, exclude, spool):
+            if own and source.path and source.path != spool and _within(source.path, own):
+                continue
             found.setdefault(str(source.path or source.hub), source)
     if not found:
         raise DataError(
             "nothing to read in " + ", ".join(f"`{p}`" for p in patterns), "check --exclude"
         )
     return list(found.values())
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Source]:

@@ -149,13 +149,16 @@ def test_the_comparison_notices_one_other_token() -> None:
     config = model_config("transformer", "nano", Shape(20, 16, True), width=16, heads=2)
     model = SequenceModel(config).eval()
     texts = [[1, 2, 3, 4]]
-    assert receipt.compare(model, texts, model, "it")["greedy_identical"] == 14
+    write = receipt.greedy(model)
+    assert receipt.compare(model, texts, model, write, "it")["greedy_identical"] == 14
 
     def off(tokens: torch.Tensor) -> torch.Tensor:
         return model(tokens) + 2e-3
 
     with pytest.raises(BigmodelError, match="logits differ"):
-        receipt.compare(model, texts, off, "it")
+        receipt.compare(model, texts, off, write, "it")
+    with pytest.raises(BigmodelError, match="13 of 14 greedy"):
+        receipt.compare(model, texts, model, lambda s, n: [*write(s, n - 1), 21], "it")
 
 
 def test_which_checkpoint(work: Path) -> None:

@@ -175,8 +175,8 @@ def test_rules(rule: str, passed: bool, bound: float) -> None:
 
 
 def test_figures_of_different_protocols_are_refused() -> None:
-    previous = {"protocol": {"data": "b", "tokenization": "t"},
-                "metrics": {"bits_per_byte": {"value": 9.0}, "accuracy": {"value": 0.1}}}  # fmt: skip
+    figures = {"bits_per_byte": {"value": 9.0}, "accuracy": {"value": 0.1}}
+    previous: dict[str, Any] = {"protocol": {"data": "b", "tokenization": "t"}, "metrics": figures}
     with pytest.raises(UsageError, match="data: b → a"):
         judged("bits_per_byte<=previous", previous)
     previous["protocol"] = {"data": "a", "tokenization": "another"}

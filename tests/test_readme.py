@@ -1,0 +1,73 @@
+"""README is true: its commands run, its tree matches the files, its exit codes are the program's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bigmodel_cli import errors
+from bigmodel_cli.cli.app import build
+from tests.stages import ROOT, STORIES
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def commands() -> list[str]:
+    """Every line of the README's shell blocks, but those that set up the environment."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if not line.startswith(("make", "source"))]
+
+
+@pytest.mark.slow
+def test_its_commands_run(tmp_path: Path) -> None:
+    """In order, in a folder that holds what they name; only made shorter."""
+    shutil.copytree(ROOT / "data" / "stories", tmp_path / "data" / "stories")
+    lines = STORIES.read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "notes.txt").write_text("Some notes of mine.\n" * 3)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text("".join(lines[:300]))
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    (tmp_path / "more" / "deep" / "b.jsonl").write_text("".join(lines[300:400]))
+    subprocess.run(["gzip", tmp_path / "more" / "deep" / "b.jsonl"], check=True)
+    (tmp_path / "held-out.txt").write_text("One day a fox went out.\n" * 40)
+    found = commands()
+    assert len(found) >= 10
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in found:
+        command = command.replace("--minutes 2", "--minutes 0.2").replace("<=baseline", "<=9")
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, text=True, check=False,
+            capture_output=True, env={**os.environ, "PATH": path},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_its_tree_matches_the_files() -> None:
+    tree = README.split("## The code")[1].split("```")[1]
+    named = set(re.findall(r"[\w.-]+\.py\b", tree))
+    files = {
+        path.name
+        for folder in ("bigmodel_cli", "data")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py" or path.parent.name == "tasks"
+    }
+    assert named == files
+
+
+def test_its_exit_codes_are_those_of_the_errors() -> None:
+    table = README.split("## Exit codes")[1].split("## ")[0]
+    named = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)}
+    kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+    assert named == {0} | {k.code for k in kinds if issubclass(k, errors.BigmodelError)}
+
+
+def test_every_command_is_documented() -> None:
+    for command in build().registered_commands:
+        assert f"bigmodel {command.name}" in README
