@@ -164,6 +164,8 @@ def _recipe(path: Path, stage: str) -> dict[str, Any]:
 
 def convert(key: Key, raw: Any) -> Any:
     """`raw` (a string from a shell, or a TOML value) as the key's type, checked."""
+    if key.repeated and isinstance(raw, Mapping):
+        raise UsageError(f"{key.flag} is `{raw}`, but must be a list")
     if key.repeated:
         items = raw if isinstance(raw, list | tuple) else str(raw).split(",")
         return tuple(_convert_one(key, item) for item in items)
@@ -171,6 +173,8 @@ def convert(key: Key, raw: Any) -> Any:
 
 
 def _convert_one(key: Key, raw: Any) -> Any:
+    if not isinstance(raw, str | int | float) or (isinstance(raw, bool) and key.type is not bool):
+        raise UsageError(f"{key.flag} is `{raw}`, but must be one value")
     try:
         if key.type is bool:
             if not isinstance(raw, bool):
@@ -340,7 +344,7 @@ class TrainConfig:
         "Rows (of --context tokens) per update.",
         minimum=1,
         panel="Optimization",
-        shown_default="about 8,192 tokens",
+        shown_default="2,048 tokens, more for more than 4 M weights",
     )
     micro_batch: int | None = option(
         None,

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,14 @@ LIMITS = {"file": resource.RLIMIT_FSIZE, "memory": resource.RLIMIT_AS}
 # The process that forks: it reads the name of a file with {argv, cwd, env, limits} and the child's
 # three streams from a socket, and answers with the child's number and then its exit code.
 FORKER = """
-import gc, json, os, resource, socket, sys, time
-import matplotlib.pyplot, pyarrow.parquet, safetensors.torch, torch, transformers
+import contextlib, gc, io, json, os, resource, socket, sys, time
+import matplotlib.pyplot, pyarrow.parquet, safetensors.torch, torch, transformers, typer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 import bigmodel_cli.cli.app as app
 import bigmodel_cli.deploy.predict, bigmodel_cli.deploy.run, bigmodel_cli.evaluate.run
 import bigmodel_cli.prepare.readers, bigmodel_cli.train.run
+with contextlib.redirect_stdout(io.StringIO()):  # what Typer imports late
+    typer.main.get_command(app.build())(["predict", "--show-config"], standalone_mode=False)
 gc.freeze()  # so that the children share all of it
 link = socket.socket(fileno=int(sys.argv[1]))
 while True:
@@ -101,8 +103,10 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without what would change the program's mind."""
     odd = ("BIGMODEL_", "GITHUB_STEP", "NO_COLOR", "FORCE_COLOR")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(odd)}
-    # one thread a process: the machine is shared, and the model tiny
-    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
+    stages = ("TRAIN", "EVALUATE", "DEPLOY", "PREDICT")
+    # one thread: where the machine is shared, two that wait for each other are slower by far
+    threads = {f"BIGMODEL_{stage}_THREADS": "1" for stage in stages}
+    return {**kept, **threads, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
 
 
 def limits(file: int | None, memory: int | None) -> list[tuple[int, int]]:
@@ -224,6 +228,11 @@ class Cli:
         assert result.out == "", str(result)
         return result
 
+    def refuses(self, *argv: str | Path, **how: Any) -> Result:
+        """As `fails`, for a command that must leave the whole folder as it is."""
+        with unchanged(self.cwd):
+            return self.fails(*argv, **how)
+
     def start(self, *argv: str, **how: Any) -> subprocess.Popen[bytes]:
         """Begins a command in a fresh process; the caller ends it."""
         return subprocess.Popen(
@@ -290,16 +299,3 @@ def cli(tmp_path: Path, forker: Forker, finished: Path) -> Cli:
     """The program in a copy of the finished folder."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return Cli(tmp_path, forker)
-
-
-@pytest.fixture(scope="session")
-def reader(finished: Path, forker: Forker) -> Callable[..., Result]:
-    """`cli.fails` in the finished folder itself, for commands that must not change it; with
-    `any_end=True` they need not fail."""
-
-    def fails(*argv: str | Path, any_end: bool = False, **how: Any) -> Result:
-        here = Cli(finished, forker)
-        with unchanged(finished):
-            return here(*argv, **how) if any_end else here.fails(*argv, **how)
-
-    return fails

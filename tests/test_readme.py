@@ -1,4 +1,4 @@
-"""README is true: its commands run, its tree matches the files, its exit codes are the program's."""
+"""README is true: its commands run, its tree matches the files, its exit codes are right."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigmodel_cli.artifacts.manifest import write_atomic
+from bigmodel_cli.artifacts.manifest import sha256, write_atomic
 from bigmodel_cli.errors import ArtifactError, UsageError
 
 FILE = "tokenizer.json"
@@ -68,6 +68,7 @@ class Tokenizer:
         self.specials = {
             token["id"]: token["content"] for token in spec["added_tokens"] if token["special"]
         }
+        self.added = {token["id"] for token in spec["added_tokens"]}
         pre = spec.get("pre_tokenizer") or {}
         steps = pre.get("pretokenizers", [pre])
         self.pieces = (  # may a long text be cut at line ends before it is encoded?
@@ -121,7 +122,7 @@ class Tokenizer:
             else:
                 table.append(
                     bytes(alphabet[c] for c in token)
-                    if all(c in alphabet for c in token)
+                    if index not in self.added and all(c in alphabet for c in token)
                     else token.encode()
                 )
         return table
@@ -229,6 +230,13 @@ def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[
     return _finish(inner)
 
 
+def signature_of(source: str) -> str:
+    """What stands for somebody else's tokenizer in a fingerprint: the hash of a local file's
+    content, wherever it lies; else the name."""
+    path = Path(source) / FILE if Path(source).is_dir() else Path(source)
+    return sha256(path) if path.is_file() else source
+
+
 def bring(source: str) -> Tokenizer:
     """Somebody else's tokenizer: a tokenizer.json, a folder with one, or hf:ID (network).
 
@@ -247,7 +255,7 @@ def bring(source: str) -> Tokenizer:
             f"--tokenizer `{source}` cannot be loaded: {error}",
             "give chars, bytes, a tokenizer.json, a run or bundle, or hf:ID",
         ) from None
-    inner.add_special_tokens([t for t in SPECIALS if inner.token_to_id(t) is None])
+    inner.add_special_tokens(list(SPECIALS))
     return _finish(inner)
 
 

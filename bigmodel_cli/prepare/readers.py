@@ -36,6 +36,7 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "dev": "val", "test": "test",
 }  # fmt: skip
+ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
 
 
@@ -54,7 +55,7 @@ def read(
             yield from _text(source, separator, ledger, advance)
         else:
             yield from readers[source.kind](source, choose, ledger, advance)
-    except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, pa.ArrowIOError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, *ARROW) as error:
         raise DataError(
             f"`{source.name}` cannot be read to its end: {str(error).splitlines()[0]}",
             "it may be truncated; replace it, or leave it out with --exclude",
@@ -144,10 +145,11 @@ def _csv(
     """Comma- or tab-separated rows below a header."""
     assert source.path is not None
     csv.field_size_limit(LONGEST_ROW)
-    with open_bytes(source.path) as raw:
-        lines = _counted(
-            io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline=""), advance
-        )
+    with (
+        open_bytes(source.path) as raw,
+        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        lines = _counted(text, advance)
         reader = csv.reader(lines, delimiter="\t" if source.kind == "tsv" else ",")
         try:
             header = next(reader)
@@ -168,8 +170,8 @@ def _csv(
             except (csv.Error, UnicodeEncodeError):
                 bad = True
             if bad:
-                lost = sum(map(len, row))
-                if lost:  # a blank line is no row
+                lost = sum(len(field.encode(errors="surrogateescape")) for field in row)
+                if row:  # a blank line is no row
                     ledger.came_in(1, lost)
                     ledger.drop("malformed", lost, f"{source.name}, line {reader.line_num}")
                 continue
@@ -219,7 +221,10 @@ def _parquet(
 
 def _is_text(kind: Any) -> bool:
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+        pa.types.is_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_dictionary(kind)
     )
 
 
@@ -314,6 +319,7 @@ def _documents(
     line ends, else at spaces, else between characters."""
     rest = b""
     fresh = True
+    parts = False
     while True:
         data = file.read(CHUNK)
         advance(len(data))
@@ -324,20 +330,22 @@ def _documents(
         if separator:
             *whole, rest = rest.split(separator)
             for part in whole:
-                if part.strip():
+                if part.strip() or parts:
                     yield part, True
+                parts = False
         if not data:
             break
         while len(rest) > 2 * CHUNK:
             end = rest.rfind(b"\n", 0, CHUNK) + 1 or _character_end(rest, CHUNK)
             yield rest[:end], False
             rest = rest[end:]
-    if rest.strip():
+            parts = True
+    if rest.strip() or parts:
         yield rest, True
 
 
 def _character_end(data: bytes, end: int) -> int:
-    space = data.rfind(b" ", end - BLOCK, end)
+    space = data.rfind(b" ", max(0, end - BLOCK) + 1, end)  # not the first: it would cut nothing
     if space > 0:
         return space
     while end < len(data) and data[end] & 0xC0 == 0x80:
@@ -348,9 +356,12 @@ def _character_end(data: bytes, end: int) -> int:
 def _blocks(data: bytes) -> Iterator[tuple[str, bool]]:
     """(text, whether it is the last). About BLOCK bytes each, cut at line ends where there are."""
     start = 0
+    stop = len(data.rstrip())
     while len(data) - start > 2 * BLOCK:
         newline = data.find(b"\n", start + BLOCK, start + 2 * BLOCK)
         end = newline + 1 if newline >= 0 else _character_end(data, start + BLOCK)
+        if end >= stop:
+            break
         yield data[start:end].decode(), False
         start = end
     yield data[start:].decode(), True

@@ -47,9 +47,9 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
         sources = recognise_splits(find(config.sources, config.exclude, spool, workdir.root))
         for name, fraction in fractions.items():
             if fraction is None:
-                named = find([getattr(config, name)], (), spool)
-                taken = {source.path for source in named}
-                sources = [s for s in sources if s.path not in taken] + [
+                named = find([getattr(config, name)], (), spool, workdir.root)
+                taken = {(source.path, source.hub) for source in named}
+                sources = [s for s in sources if (s.path, s.hub) not in taken] + [
                     Source(s.name, s.path, s.hub, name) for s in named
                 ]
         cache = HashCache(workdir.data)
@@ -58,13 +58,14 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
         recipe = {
             "stage": "prepare",
             "inputs": inputs,
-            "options": {**_options(config), **_tokenizer_hash(identity(options))},
+            "options": {**_options(config), **task.identity()},
         }
         print_ = manifest.fingerprint(recipe)
         old = _old(workdir, context)
         if old and not config.force:
             if old["fingerprint"] == print_ and intact(workdir, old):
                 _check_loss(config, old["ledger"])
+                sweep(workdir, old)
                 return Prepared(old, fresh=True)
             reasons = manifest.changes(_keyed(old["recipe"]), _keyed(recipe))
             if reasons:
@@ -76,6 +77,8 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
 
 def _fraction(text: str) -> float | None:
     """A split's share, or None when the text names a source."""
+    if not text.strip():
+        raise UsageError("a split's share is empty", "give a fraction such as 0.05, or a source")
     try:
         value = float(text)
     except ValueError:
@@ -91,21 +94,6 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     for name in ("val", "test"):
         kept[name] = _fraction(kept[name]) if _fraction(kept[name]) is not None else "a source"
     return kept
-
-
-def _tokenizer_hash(options: dict[str, Any]) -> dict[str, Any]:
-    """An option that names a local file counts by its content."""
-    return {
-        key: manifest.sha256(Path(value)) if _is_file(value) else value
-        for key, value in options.items()
-    }
-
-
-def _is_file(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(value) and Path(value).is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _describe(source: Any, cache: HashCache, context: Context) -> dict[str, Any]:
@@ -151,14 +139,15 @@ def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
 
     command = document["command"]
     local = [s for s in command["sources"] if s != "-" and not s.startswith("hf:")]
+    if len(local) < len(command["sources"]):
+        return []  # what came through a pipe or from the hub cannot be looked at again
     try:
-        found = find(local, command["exclude"], workdir.data) if local else []
+        found = find(local, command["exclude"], workdir.data, workdir.root)
     except DataError:
         return []
     cache = HashCache(workdir.data)
     now = {s.name: cache.sha256(s.path) for s in found if s.path}
-    before = {i["name"]: i["sha256"] for i in document["recipe"]["inputs"] if i["name"] in now}
-    return manifest.changes(before, now)
+    return manifest.changes(_keyed(document["recipe"])["inputs"], now)
 
 
 def _shards(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -222,7 +211,13 @@ def _build(
         "unit": task.unit_name,
         "fingerprint": fingerprint,
         "recipe": recipe,
-        "command": {"sources": config.sources, "exclude": config.exclude},
+        "command": {
+            "sources": [
+                *config.sources,
+                *(v for v in (config.val, config.test) if _fraction(v) is None),
+            ],
+            "exclude": config.exclude,
+        },
         "splits": splits,
         "ledger": ledger.to_json(),
         "codec": {p.name: manifest.file_info(p) for p in sorted((staging / "codec").iterdir())},
@@ -230,7 +225,7 @@ def _build(
     }
     _publish(staging, workdir, document)
     spool.remove()
-    return document
+    return workdir.read_data()
 
 
 def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
@@ -245,11 +240,16 @@ def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
         (staging / "codec").replace(workdir.codec)
         manifest.sync_folder(workdir.data)
         manifest.write_json(workdir.manifest, document)
-        kept = {shard["name"] for shard in _shards(document)}
-        for path in workdir.data.glob("*.safetensors"):
-            if path.name not in kept:
-                path.unlink()
+        sweep(workdir, document)
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def sweep(workdir: Workdir, document: dict[str, Any]) -> None:
+    """Removes shards that the manifest does not name: those of an earlier build."""
+    kept = {shard["name"] for shard in _shards(document)}
+    for path in workdir.data.glob("*.safetensors"):
+        if path.name not in kept:
+            path.unlink()
 
 
 def _read(
@@ -285,7 +285,7 @@ def _assign(
         fresh = seen.fresh(hashes)
         for index in np.flatnonzero(~fresh):
             ledger.drop("duplicate_exact", int(units.sizes[index]), units.where(int(index)))
-        if units.split:
+        if units.split in ("val", "test"):
             splits = np.full(len(hashes), SPLITS.index(units.split))
         else:
             splits = split_of(hashes, shares["val"], shares["test"], seed)

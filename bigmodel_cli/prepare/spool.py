@@ -59,13 +59,13 @@ class Spool:
     def sample(self, split: str, limit: int) -> Iterator[pa.RecordBatch]:
         """About `limit` bytes, spread evenly over the split."""
         share = min(1.0, limit / max(1, self.bytes[split]))
+        row = 0
         for batch, _ in self.parts(split):
-            if share == 1:
-                yield batch
-                continue
-            wanted = max(1, round(batch.num_rows * share))
-            step = batch.num_rows / wanted
-            yield batch.take(pa.array([int(i * step) for i in range(wanted)]))
+            rows = range(row, row + batch.num_rows)
+            row += batch.num_rows
+            chosen = [i for i, n in enumerate(rows) if int((n + 1) * share) > int(n * share)]
+            if chosen:
+                yield batch.take(pa.array(chosen))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

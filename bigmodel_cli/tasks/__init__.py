@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
-from bigmodel_cli.config import Key, keys
+from bigmodel_cli.config import Key, identity, keys
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -133,6 +133,10 @@ class Task(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def identity(self) -> dict[str, Any]:
+        """The options that matter for the result, for the fingerprint: a file by its content."""
+        return identity(self.options)
 
     # prepare ---------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
 BASELINE_TOKENS = 20_000_000  # of training text for the n-gram baseline
+NEW = ("bpe", "chars", "bytes")  # tokenizers that prepare makes itself
 PASSES = 7  # a masked model is scored with every 7th token left out, about as in training
 
 
@@ -102,6 +103,12 @@ class Language(Task):
         assert self._tokenizer is not None, "fit or load comes first"
         return self._tokenizer
 
+    def identity(self) -> dict[str, Any]:
+        from bigmodel_cli.artifacts.tokenizer import signature_of
+
+        kind = self.options.tokenizer
+        return {**super().identity(), "tokenizer": kind if kind in NEW else signature_of(kind)}
+
     # prepare ---------------------------------------------------------------------------------
 
     def columns(self, found: Mapping[str, str], where: str) -> dict[str, str]:
@@ -124,7 +131,7 @@ class Language(Task):
         from bigmodel_cli.artifacts import tokenizer
 
         kind = self.options.tokenizer
-        if kind not in ("bpe", "chars", "bytes"):
+        if kind not in NEW:
             self._tokenizer = tokenizer.bring(kind)
             return f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"
         vocabulary = self.options.vocab_size or default_vocabulary(size)
@@ -325,10 +332,10 @@ class Language(Task):
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
-        from bigmodel_cli.tasks.packing import Sequences, generator
+        from bigmodel_cli.tasks.packing import SAMPLES, Sequences, generator
 
         sequences = Sequences.of(split)
-        chosen = generator(seed, 2).permutation(len(sequences))[:count]
+        chosen = generator(SAMPLES, seed).permutation(len(sequences))[:count]
         half = max(1, min(32, self.options.context // 2))
         found = []
         for index in chosen:

@@ -22,6 +22,7 @@ from bigmodel_cli.tasks import Batch
 
 IGNORED = -100  # a target that is no loss term
 MASKED_SHARE = 0.15
+ORDER, MASKS, SAMPLES = range(3)  # first keys of streams that must not be the same
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -64,7 +65,7 @@ class PackedOrder:
 
     def _begin(self, epoch: int) -> None:
         if epoch != self._epoch:
-            random = generator(self.seed, epoch)
+            random = generator(ORDER, self.seed, epoch)
             self._order = random.permutation(len(self.sequences))
             ends = np.cumsum(self.sequences.lengths[self._order] - 1)
             self._ends = ends
@@ -135,7 +136,7 @@ class PackedPlan:
         for row in range(count):
             self.order.fill(position + row, inputs[row], targets[row], segments[row])
             if self.masks:
-                random = generator(self.order.seed, position + row, 1)
+                random = generator(MASKS, self.order.seed, position + row)
                 leave_out(inputs[row], targets[row], self.masks, random)
         return make_batch(inputs, targets, segments)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     pass
 
 PREPARE_HINT = "build it again: bigmodel prepare SOURCE --force"
-TOKENS_PER_UPDATE = 8192
+TOKENS_PER_UPDATE = 2048  # for up to 4 million weights
 VALIDATION_TOKENS = 32768
 CACHE_BYTES = 16 << 20
 LOG_SECONDS = 0.5  # a line of log.jsonl for every step that begins this long after the last line
@@ -135,7 +135,7 @@ def _train(
             window=config.window, tie=config.tie, dropout=config.dropout,
         )  # fmt: skip
         _fits(plan.rows, shape.context, data)
-        batch = config.batch_size or max(1, min(plan.rows, TOKENS_PER_UPDATE // shape.context))
+        batch = config.batch_size or _batch_size(model_shape, plan.rows, device.type)
         length = budget.length(config, plan.rows, batch, shape.context)
         resolved: dict[str, Any] = {
             "batch_size": batch,
@@ -224,6 +224,14 @@ def _fits(rows: int, context: int, data: dict[str, Any]) -> None:
             f"--context is {context:,}, but the train split has only {tokens:,} tokens",
             "choose a shorter context, or prepare more data",
         )
+
+
+def _batch_size(model: ModelConfig, rows: int, device: str) -> int:
+    """Rows per update: small models in short runs gain more from many updates than from exact
+    gradients (docs/defaults.md); larger ones want more tokens, and a GPU is idle with few."""
+    tokens = TOKENS_PER_UPDATE * max(1.0, model.parameters / 4e6) ** 0.5
+    tokens *= 8 if device == "cuda" else 1
+    return int(max(1, min(rows, round(tokens / model.shape.context))))
 
 
 def _micro_batch(config: TrainConfig, model: ModelConfig, batch: int, device: str, memory: int

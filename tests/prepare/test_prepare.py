@@ -228,10 +228,12 @@ def nasty(seed: int) -> str:
     """A long text of unlike lines, with what troubles decoders, and no newline at its end."""
     draw = random.Random(seed)
     pieces = [
-        "👨‍👩‍👧‍👦🏳️‍🌈👍🏽🇪🇺", "e\u0301a\u0308\u0323\u1100\u1161\u11a8", "שלום \u202eمرحبا\u202c\u200f",
+        "👨‍👩‍👧‍👦🏳️‍🌈👍🏽🇪🇺", "e\u0301a\u0308\u0323\u1100\u1161\u11a8",
+        "שלום \u202eمرحبا\u202c\u200f",
         "\ud7ff\ue000\ufffd\ufffe\uffff\U00010000\U0010ffff", "1234567890" * 30, "٣٤٥ ⅷ ½ Ⅻ",
         EOT, "<|pad|><|mask|>", "<|im_start|>user", "\r\n", "\n\n\n", " \t \u3000 \xa0", "   ",
-        "they'll I'M x's", "def f(x):\n\treturn {}\n", "\u2028\u2029\x85\x0c", "zero\u200bwidth\u200d",
+        "they'll I'M x's", "def f(x):\n\treturn {}\n", "\u2028\u2029\x85\x0c",
+        "zero\u200bwidth\u200d",
         "\x01\x02cut\x7f\x80", "\ufeffmark", "İstanbul ﬁ Å", "x" * 300,
     ]  # fmt: skip
     lines = []
@@ -259,9 +261,9 @@ def test_the_units_of_a_text_file_are_its_bytes(tmp_path: Path, kind: str) -> No
         assert ledger["in"]["bytes"] == len(text.encode())
         assert ledger["kept"]["bytes"] == len(clean.encode())
         assert not ledger["dropped"]
-        if kind != "bytes":
-            size = np.mean(splits(work)["train"].lengths("tokens"))
-            assert size < 0.9 * np.mean([len(text.encode()) for text in found])
+        tokens = int(splits(work)["train"].lengths("tokens").sum()) - 2
+        expected = {"bytes": len(clean.encode()), "chars": len(clean)}
+        assert tokens == expected.get(kind, tokens) <= len(clean.encode())
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
@@ -280,11 +282,12 @@ def test_the_units_of_all_splits_tile_a_text_file(tmp_path: Path, kind: str) -> 
 @pytest.mark.parametrize("kind", ["bpe", "chars", "bytes"])
 def test_records_are_kept_to_the_byte(tmp_path: Path, kind: str) -> None:
     draw = random.Random(4)
+    planes = [(0x20, 0xD800), (0xE000, 0x110000), (0x20, 0x7F)]
     texts = [
-        f"{i}" + "".join(chr(draw.choice([draw.randrange(0x20, 0xD800), draw.randrange(0xE000, 0x110000)]))
-                         for _ in range(draw.randrange(40)))
+        f"{i}"
+        + "".join(chr(draw.randrange(*draw.choice(planes))) for _ in range(draw.randrange(40)))
         for i in range(300)
-    ]  # fmt: skip
+    ]
     source = jsonl(tmp_path / "a.jsonl", texts)
     prepare(tmp_path / "work", source, tokenizer=kind, vocab_size=400, val="0.2", test="0.2")
     found = units(tmp_path / "work")
@@ -319,6 +322,17 @@ def test_endoftext_stands_at_starts_and_at_true_ends_only(tmp_path: Path) -> Non
                 texts_before = text
             ends += end
     assert ends == len(texts)
+
+
+def test_a_document_with_a_long_blank_tail_has_its_end(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of many more\n" for i in range(400))
+    (tmp_path / "a.txt").write_text(text + "\n" * 20_000)
+    prepare(tmp_path / "work", tmp_path / "a.txt", **ALL)
+    train = splits(tmp_path / "work")["train"]
+    made = tokenizer.load(tmp_path / "work" / "data" / "codec")
+    tokens = [train.values("tokens", i, i + 1).tolist() for i in range(len(train))]
+    assert made.decode(itertools.chain(*tokens)).startswith(text)
+    assert tokens[0][0] == tokens[-1][-1] == made.endoftext
 
 
 def test_long_texts_become_one_sequence(tmp_path: Path) -> None:
@@ -633,7 +647,7 @@ def test_options_that_matter_change_the_fingerprint_and_others_do_not(tmp_path: 
     for change in NO_CHANGES.values():
         again = prepare(work, data, **change)
         assert again.fresh
-        assert again.manifest == first.manifest
+        assert contents(work) == before
     forced = prepare(work, data, force=True)
     assert not forced.fresh
     assert contents(work) == before
@@ -677,7 +691,8 @@ def test_inputs_change_the_fingerprint_by_content_and_name(tmp_path: Path) -> No
 
 def test_times_and_places_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, work = corpus(tmp_path / "here" / "data", 100), tmp_path / "here" / "work"
-    first = prepare(work, data)
+    prepare(work, data)
+    before = contents(work)
     for path in data.rglob("*"):
         os.utime(path, (1, 1))
     assert prepare(work, data).fresh
@@ -685,9 +700,8 @@ def test_times_and_places_do_not_matter(tmp_path: Path, monkeypatch: pytest.Monk
     assert prepare(work, data).fresh
     (tmp_path / "here").rename(tmp_path / "there")
     monkeypatch.chdir(tmp_path / "there")
-    moved = prepare(Path("work"), "data")
-    assert moved.fresh
-    assert moved.manifest == first.manifest
+    assert prepare(Path("work"), "data").fresh
+    assert contents(Path("work")) == before
     shutil.copytree("work", "restored")  # as from a cache
     assert prepare(Path("restored"), "./data/").fresh
     monkeypatch.chdir("data")
@@ -756,12 +770,21 @@ def test_the_working_directory_is_no_source(
 ) -> None:
     corpus(tmp_path, 100)
     monkeypatch.chdir(tmp_path)
-    first = prepare(Path("work"), ".")
+    prepare(Path("work"), ".")
+    before = contents(Path("work"))
     again = prepare(Path("work"), ".")
     inputs = [source["name"] for source in again.manifest["recipe"]["inputs"]]
     assert inputs == ["a.jsonl", "c.txt", "sub/b.jsonl"]
     assert again.fresh
-    assert again.manifest == first.manifest
+    assert contents(Path("work")) == before
+
+
+def test_the_manifest_that_is_given_is_the_one_on_disk(tmp_path: Path) -> None:
+    data, work = corpus(tmp_path / "data", 60), tmp_path / "work"
+    for _ in range(2):
+        made = prepare(work, data)
+        on_disk = json.loads((work / "data" / "manifest.json").read_bytes())
+        assert json.loads(json.dumps(made.manifest)) == on_disk
 
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
@@ -811,7 +834,8 @@ def test_a_sample_for_the_tokenizer_is_of_about_the_size_asked(tmp_path: Path) -
 KILLER = """
 import json, os, pathlib, shutil, signal, sys
 import filelock, numpy, pyarrow, safetensors.numpy, tokenizers
-import bigmodel_cli.prepare.readers, bigmodel_cli.prepare.sources, bigmodel_cli.prepare.spool
+import bigmodel_cli.artifacts.shards, bigmodel_cli.artifacts.tokenizer, bigmodel_cli.tasks.clean
+import bigmodel_cli.prepare.dedup, bigmodel_cli.prepare.readers, bigmodel_cli.prepare.spool
 from bigmodel_cli.artifacts.manifest import sha256
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import PrepareConfig
@@ -819,7 +843,8 @@ from bigmodel_cli.events import Context
 from bigmodel_cli.prepare.run import run
 from bigmodel_cli.tasks.language import LanguageOptions
 
-source, root, start, step = sys.argv[1], sys.argv[2] + "/killed", sys.argv[3], int(sys.argv[4])
+pyarrow.array([""])  # loads what it loads when it is first used
+source, root, start = sys.argv[1], sys.argv[2] + "/killed", sys.argv[3]
 KINDS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 options = LanguageOptions(tokenizer="bytes", min_chars=0)
 
@@ -877,7 +902,9 @@ assert child(root, 0) == 0
 expected = contents(root)
 events = json.loads(pathlib.Path(root + ".events").read_text())
 problems, killed = [], 0
-for moment in range(1, len(events) + 1, step):
+moments = range(1, len(events) + 1)
+last = 22 if start == "rebuild" else 0  # it publishes there
+for moment in [m for m in moments if m % 6 == 1 or m > len(events) - last]:
     begin(root)
     code = child(root, 0, moment)
     killed += code == -signal.SIGKILL
@@ -893,7 +920,7 @@ for moment in range(1, len(events) + 1, step):
             problems.append(where + "other files: " + ", ".join(names))
     except Exception as error:
         problems.append(where + repr(error))
-json.dump({"problems": problems, "killed": killed, "events": len(events)}, sys.stdout)
+json.dump({"problems": problems, "killed": killed}, sys.stdout)
 """
 
 
@@ -902,13 +929,12 @@ json.dump({"problems": problems, "killed": killed, "events": len(events)}, sys.s
 def test_killed_at_any_moment_the_next_run_gives_the_same_bytes(tmp_path: Path, start: str) -> None:
     jsonl(tmp_path / "a.jsonl", documents(60))
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path / "a.jsonl"), str(tmp_path), start, "1"],
+        [sys.executable, "-c", KILLER, str(tmp_path / "a.jsonl"), str(tmp_path), start],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
-    assert result["events"] > 20
-    assert result["killed"] >= result["events"] - 1
+    assert result["killed"] > 8
     assert result["problems"] == []
 
 
@@ -998,14 +1024,14 @@ def started(folder: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_longer_build(tmp_path: Path) -> None:
     draw = random.Random(7)
-    jsonl(tmp_path / "a.jsonl", documents(40_000))
+    jsonl(tmp_path / "a.jsonl", documents(12_000))
     command = ("prepare", "a.jsonl", "--vocab-size", "1000")
     began = time.monotonic()
     with started(tmp_path, *command, "-w", "undisturbed") as process:
         assert process.wait(timeout=60) == 0
     took = time.monotonic() - began
     killed = 0
-    for _ in range(3):
+    for _ in range(2):
         with started(tmp_path, *command) as process:
             time.sleep(draw.uniform(0.3, 0.95) * took)
             process.send_signal(signal.SIGKILL)
