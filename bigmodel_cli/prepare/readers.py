@@ -25,17 +25,6 @@ from bigmodel_cli.tasks import Rows
 CHUNK = 8 << 20  # bytes of rows in one batch
 LONGEST_ROW = 1 << 30
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
-RECORDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test",
-}  # fmt: skip
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
 
@@ -64,18 +53,45 @@ def read(
         raise DataError(f"`{source.name}` cannot be read: {error}") from None
 
 
-def _rows(texts: list[str | None], source: Source, numbers: Sequence[int], first: int) -> Rows:
-    count = len(texts)
-    table = pa.RecordBatch.from_arrays(
-        [pa.array(texts, pa.large_string()), pa.array([False] * count), pa.array([True] * count),
-         pa.array(range(first, first + count), pa.int64())],
-        names=["text", "follows", "ends", "row"],
-    )  # fmt: skip
-    return Rows(table, source.split, lambda i: f"{source.name}, line {numbers[i]}")
+class _Records:
+    """Records as they are collected, by the task's names for the columns that it chose."""
 
+    def __init__(self, source: Source, names: Mapping[str, str]) -> None:
+        self.source, self.names = source, names
+        self.first = 0
+        self._clear()
 
-def _column(columns: Mapping[str, str]) -> str:
-    return columns["text"]
+    def _clear(self) -> None:
+        self.columns: dict[str, list[str | None]] = {name: [] for name in self.names}
+        self.numbers: list[int] = []
+        self.size = 0
+
+    def add(self, values: Sequence[str | None], number: int) -> None:
+        """One record: a value for each chosen column, and its line. Raises ValueError for a value
+        that is no text, or half of a surrogate pair (which is a ValueError, too)."""
+        for value in values:
+            if value is not None:
+                if not isinstance(value, str):
+                    raise ValueError
+                self.size += len(value.encode())
+        for column, value in zip(self.columns.values(), values, strict=True):
+            column.append(value)
+        self.numbers.append(number)
+
+    def take(self) -> Iterator[Rows]:
+        """What was collected since the last time, if anything was."""
+        numbers, count, source = self.numbers, len(self.numbers), self.source
+        if not count:
+            return
+        arrays = [pa.array(column, pa.large_string()) for column in self.columns.values()]
+        whole = [pa.array([False] * count), pa.array([True] * count)]
+        row = pa.array(range(self.first, self.first + count), pa.int64())
+        table = pa.RecordBatch.from_arrays(
+            [*arrays, *whole, row], names=[*self.columns, "follows", "ends", "row"]
+        )
+        self.first += count
+        self._clear()
+        yield Rows(table, source.split, lambda i: f"{source.name}, line {numbers[i]}")
 
 
 def _jsonl(
@@ -83,12 +99,10 @@ def _jsonl(
 ) -> Iterator[Rows]:
     """JSON lines. A malformed line is counted and named; the rest goes on."""
     assert source.path is not None
-    name: str | None = None
-    line, first = 1, 0
+    records: _Records | None = None
+    line = 1
     with open_bytes(source.path) as file:
         for chunk in _line_chunks(file, source.name):
-            texts: list[str | None] = []
-            numbers: list[int] = []
             for raw in chunk.split(b"\n"):
                 number, line = line, line + 1
                 if not raw.strip():
@@ -97,29 +111,17 @@ def _jsonl(
                     row = json.loads(raw)
                     if not isinstance(row, dict):
                         raise ValueError
-                    if name is None:
+                    if records is None:
                         kinds = {"str": "string", "int": "number", "float": "number"}
-                        name = _column(
-                            choose(
-                                {k: kinds.get(type(v).__name__, "other") for k, v in row.items()},
-                                f"`{source.name}`",
-                            )
-                        )
-                    text = row.get(name)
-                    if text is not None and not isinstance(text, str):
-                        raise ValueError
-                    if text is not None:
-                        text.encode()
+                        found = {k: kinds.get(type(v).__name__, "other") for k, v in row.items()}
+                        records = _Records(source, choose(found, f"`{source.name}`"))
+                    records.add([row.get(name) for name in records.names.values()], number)
                 except (ValueError, RecursionError):
                     ledger.came_in(1, len(raw))
                     ledger.drop("malformed", len(raw), f"{source.name}, line {number}")
-                    continue
-                texts.append(text)
-                numbers.append(number)
             line -= 1 if chunk.endswith(b"\n") else 0
-            if texts:
-                yield _rows(texts, source, numbers, first)
-            first += len(texts)
+            if records:
+                yield from records.take()
             advance(len(chunk))
 
 
@@ -155,35 +157,26 @@ def _csv(
             header = next(reader)
         except StopIteration:
             return
-        name = _column(choose(dict.fromkeys(header, "string"), f"`{source.name}`"))
-        index = header.index(name)
-        texts: list[str | None] = []
-        numbers: list[int] = []
-        first = size = 0
+        records = _Records(source, choose(dict.fromkeys(header, "string"), f"`{source.name}`"))
+        places = [header.index(name) for name in records.names.values()]
         while True:
+            row: list[str] = []
             try:
                 row = next(reader)
-                bad = len(row) != len(header) or "\x00" in row[index]
-                row[index].encode() if not bad else b""
+                if not row:  # a blank line is no row
+                    continue
+                if len(row) != len(header) or any("\x00" in field for field in row):
+                    raise ValueError
+                records.add([row[place] for place in places], reader.line_num)
             except StopIteration:
                 break
-            except (csv.Error, UnicodeEncodeError):
-                bad = True
-            if bad:
+            except (csv.Error, ValueError):
                 lost = sum(len(field.encode(errors="surrogateescape")) for field in row)
-                if row:  # a blank line is no row
-                    ledger.came_in(1, lost)
-                    ledger.drop("malformed", lost, f"{source.name}, line {reader.line_num}")
-                continue
-            texts.append(row[index])
-            numbers.append(reader.line_num)
-            size += len(row[index])
-            if size > CHUNK:
-                yield _rows(texts, source, numbers, first)
-                first += len(texts)
-                texts, numbers, size = [], [], 0
-        if texts:
-            yield _rows(texts, source, numbers, first)
+                ledger.came_in(1, lost)
+                ledger.drop("malformed", lost, f"{source.name}, line {reader.line_num}")
+            if records.size > CHUNK:
+                yield from records.take()
+        yield from records.take()
 
 
 def _counted(lines: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
@@ -208,15 +201,23 @@ def _parquet(
         found = {
             field.name: "string" if _is_text(field.type) else "other" for field in file.schema_arrow
         }
-        name = _column(choose(found, f"`{source.name}`"))
+        records = _Records(source, choose(found, f"`{source.name}`"))
         average = source.path.stat().st_size / file.metadata.num_rows
         count = int(min(max(CHUNK / max(average * 4, 1), 16), 65536))
-        first = 0
-        for batch in file.iter_batches(count, columns=[name]):
-            texts = batch.column(0).cast(pa.large_string()).to_pylist()
-            yield _rows(texts, source, range(first + 1, first + len(texts) + 1), first)
-            first += len(texts)
-            advance(int(len(texts) * average))
+        names = list(dict.fromkeys(records.names.values()))
+        for batch in file.iter_batches(count, columns=names):
+            yield from _columns(records, batch)
+            advance(int(batch.num_rows * average))
+
+
+def _columns(records: _Records, batch: Any) -> Iterator[Rows]:
+    """An Arrow batch's rows."""
+    columns = [
+        batch.column(name).cast(pa.large_string()).to_pylist() for name in records.names.values()
+    ]
+    for number, values in enumerate(zip(*columns, strict=True), records.first + 1):
+        records.add(values, number)
+    yield from records.take()
 
 
 def _is_text(kind: Any) -> bool:
@@ -235,12 +236,10 @@ def _hub(source: Source, choose: Choose) -> Iterator[Rows]:
         name: "string" if getattr(kind, "dtype", "") in ("string", "large_string") else "other"
         for name, kind in data.features.items()
     }
-    name = _column(choose(found, f"`{source.name}`"))
-    first = 0
-    for batch in data.select_columns([name]).with_format("arrow").iter(512):
-        texts = batch.column(name).to_pylist()
-        yield _rows(texts, source, range(first + 1, first + len(texts) + 1), first)
-        first += len(texts)
+    records = _Records(source, choose(found, f"`{source.name}`"))
+    names = list(dict.fromkeys(records.names.values()))
+    for batch in data.select_columns(names).with_format("arrow").iter(512):
+        yield from _columns(records, batch)
 
 
 def load_hub(spec: str) -> Any:
