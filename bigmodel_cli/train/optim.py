@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bigmodel_cli.errors import ArtifactError
 
-# peak learning rates by optimizer, for about 8,192 tokens per update
-LEARNING_RATES = {"muon": 4e-3, "adamw": 2e-3}
+# peak learning rates, measured for updates of 2,048 tokens (docs/defaults.md)
+LEARNING_RATES = {"muon": 6e-3, "adamw": 2e-3}
 
 
 class Optimizers:
