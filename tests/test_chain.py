@@ -49,6 +49,7 @@ def test_a_small_model_comes_near_the_entropy_of_the_grammar_and_never_below(
     assert math.isfinite(metrics["value"])
 
 
+@pytest.mark.slow
 def test_the_chain_runs_without_a_repeated_argument(tmp_path: Path) -> None:
     """prepare, train, evaluate, deploy, predict and status find each other in ./work."""
     (tmp_path / "recipe.toml").write_text(

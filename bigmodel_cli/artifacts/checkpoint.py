@@ -81,6 +81,12 @@ def save(
     return final
 
 
+def amend(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint's state anew; its tensors stay as they are."""
+    old = read_state(path)
+    write_json(path / STATE, {"step": old["step"], **state, "files": old["files"]})
+
+
 def names(folder: Path) -> list[str]:
     """The checkpoints' names, oldest first; what was never finished is not among them."""
     return sorted(

@@ -233,8 +233,16 @@ def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[
 def signature_of(source: str) -> str:
     """What stands for somebody else's tokenizer in a fingerprint: the hash of a local file's
     content, wherever it lies; else the name."""
-    path = Path(source) / FILE if Path(source).is_dir() else Path(source)
+    path = _local(source)
     return sha256(path) if path.is_file() else source
+
+
+def _local(source: str) -> Path:
+    """The file that a path means: itself, or that of a folder, a run or a bundle."""
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    return next((p / FILE for p in (path, path / "codec") if (p / FILE).is_file()), path / FILE)
 
 
 def bring(source: str) -> Tokenizer:
@@ -248,8 +256,7 @@ def bring(source: str) -> Tokenizer:
         if source.startswith("hf:"):
             inner = Inner.from_pretrained(source.removeprefix("hf:"))
         else:
-            path = Path(source)
-            inner = Inner.from_str((path / FILE if path.is_dir() else path).read_text("utf-8"))
+            inner = Inner.from_str(_local(source).read_text("utf-8"))
     except Exception as error:  # `tokenizers` raises plain Exception
         raise UsageError(
             f"--tokenizer `{source}` cannot be loaded: {error}",

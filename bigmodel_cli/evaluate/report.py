@@ -11,6 +11,7 @@ from typing import Any
 
 from bigmodel_cli.artifacts.workdir import Run
 
+POINTS = 1000  # of the training curve
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --paper: #ffffff; --soft: #64707f;
   --line: #dfe4ea; --good: #14804a; --bad: #b42318; --card: #f6f8fa }
@@ -205,7 +206,8 @@ def _curves(place: Run) -> str:
 
     with mpl.rc_context({"svg.hashsalt": "bigmodel", "font.size": 9, "svg.fonttype": "none"}):
         drawing, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
-        axes.plot(*zip(*trained, strict=True), lw=1, color="#9db2ce", label="training")
+        shown = trained[:: max(1, len(trained) // POINTS)]
+        axes.plot(*zip(*shown, strict=True), lw=1, color="#9db2ce", label="training")
         if validated:
             axes.plot(*zip(*validated, strict=True), lw=2, marker="o", ms=4, color="#1f5fbf",
                       label="validation")  # fmt: skip

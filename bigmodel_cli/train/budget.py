@@ -67,13 +67,13 @@ class Clock:
         """Seconds of the run so far, over all of its processes."""
         return self._before + time.monotonic() - self._began
 
-    def tick(self) -> None:
-        """Called after each update, to learn how long one takes."""
+    def tick(self) -> float:
+        """Called after each update: the seconds that one takes, lately."""
         now = time.monotonic()
         took, self._last = now - self._last, now
-        self._step_seconds = (
-            took if not self._step_seconds else 0.9 * self._step_seconds + 0.1 * took
-        )
+        mean = self._step_seconds
+        self._step_seconds = 0.9 * mean + 0.1 * took if mean else took
+        return self._step_seconds
 
     def pause(self) -> None:
         """Called after a validation or checkpoint, which is no part of a step's time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -18,11 +19,12 @@ from bigmodel_cli.models.sizes import flops_per_token
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.train.budget import Clock
-    from bigmodel_cli.train.engine import Engine
+    from bigmodel_cli.train.engine import Engine, Step
 
 VALIDATION_TOKENS = 32768
-LOG_SECONDS = 0.5  # a line of log.jsonl for every step that begins this long after the last line
-EVALUATIONS = 10  # validations and checkpoints of a run, unless --checkpoint-every says otherwise
+# how many validations and checkpoints a run has, unless --checkpoint-every says otherwise; but no
+# more than so many steps or seconds may be lost
+EVALUATIONS, MOST_STEPS, MOST_SECONDS = 10, 1000, 900
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class Loop:
         self.validation: dict[str, float] | None = state.get("validation")  # of this very step
         self.shown = self.validation
         self.saved = self.step if state else -1
+        self.finished = bool(state.get("finished"))
         shape = engine.model.config
         self.row_tokens = shape.shape.context
         self.every = config.checkpoint_every
         if self.every is None and clock.length.steps is not None:
-            self.every = max(1, -(-clock.length.steps // EVALUATIONS))
+            self.every = min(MOST_STEPS, -(-clock.length.steps // EVALUATIONS))
+        self.parts = max(EVALUATIONS, math.ceil((clock.length.seconds or 0) / MOST_SECONDS))
+        self.part = math.floor(clock.progress(self.step) * self.parts)  # of the time
+        self.speed = 0.0  # tokens per second, lately
         self.flops = 3 * flops_per_token(shape)
         import torch
 
@@ -92,6 +98,8 @@ class Loop:
                 self.context.stop.raise_()
             if self.saved != self.step:
                 self._validate_and_save(finished=True)
+            elif not self.finished:  # time ran out while the last checkpoint was made
+                self._save(finished=True)
         shown = checkpoint.read_state(self.place.checkpoints / self.best["name"])
         return Trained(
             self.place.name, self.best["name"], self.step, self.tokens, self.clock.elapsed,
@@ -106,14 +114,14 @@ class Loop:
         if self.every is not None:
             return self.step % self.every == 0
         progress = self.clock.progress(self.step)
-        due = int(progress * EVALUATIONS) > int(self.progress_before * EVALUATIONS)
-        return due and progress < 1
+        before, self.part = self.part, math.floor(progress * self.parts)
+        return self.part > before and progress < 1
 
     def _update(self) -> bool:
         from bigmodel_cli.train.budget import rate
 
         config, clock = self.config, self.clock
-        progress = self.progress_before = clock.progress(self.step)
+        progress = clock.progress(self.step)
         share = rate(progress, self.step, clock.length.steps, config.warmup, config.decay)
         if self.decay_began is None and progress >= 1 - config.decay:
             self.decay_began = self.step
@@ -122,38 +130,23 @@ class Loop:
             return False
         self.step += 1
         self.validation = None
-        rows = self.engine.batch_size
-        self.tokens += rows * self.row_tokens
-        clock.tick()
-        self._report(done, share, rows)
+        self.tokens += self.engine.batch_size * self.row_tokens
+        self.speed = self.engine.batch_size * self.row_tokens / clock.tick()
+        self._report(done, share)
         return True
 
-    def _report(self, done: Any, share: float, rows: int) -> None:
-        now = time.monotonic()
-        if not hasattr(self, "_since"):
-            self._since, self._counted, self._logged, self._speed = now, 0, -1e9, 0.0
-            return self._line(done, share)
-        self._counted += rows * self.row_tokens
-        if now - self._since > LOG_SECONDS:
-            speed = self._counted / (now - self._since)
-            self._speed = speed if not self._speed else 0.7 * self._speed + 0.3 * speed
-            self._since, self._counted = now, 0
-            self._line(done, share)
-        return None
-
-    def _line(self, done: Any, share: float) -> None:
+    def _report(self, done: Step, share: float) -> None:
         clock = self.clock
         record = {
             "step": self.step, "loss": done.loss, "gradient_norm": done.norm,
             "learning_rate": self.engine.optimizers.learning_rate * share,
             "tokens": self.tokens, "seconds": round(clock.elapsed, 3),
-            "tokens_per_second": round(self._speed),
+            "tokens_per_second": round(self.speed),
         }  # fmt: skip
         self._write(record)
         fields = {"step": f"{self.step:,}", "loss": f"{done.loss:.3f}"}
-        if self._speed:
-            fields["speed"] = f"{self._speed:,.0f} tokens/s"
-            fields["of peak"] = f"{self._speed * self.flops / self.peak:.0%}"
+        fields["speed"] = f"{self.speed:,.0f} tokens/s"
+        fields["of peak"] = f"{self.speed * self.flops / self.peak:.0%}"
         if self.shown:
             name, value = next(iter(self.shown.items()))
             fields[f"val {name}"] = f"{value:.3f}"
@@ -182,7 +175,6 @@ class Loop:
         self._save(finished and not self._stopping())
         self.clock.reserve = max(self.clock.reserve, time.monotonic() - began)
         self.clock.pause()
-        self._since, self._counted = time.monotonic(), 0
 
     def _save(self, finished: bool) -> None:
         with manifest.storage(self.place.log):
@@ -199,10 +191,13 @@ class Loop:
             "best": self.best, "validation": self.validation, "finished": finished,
             "log_bytes": self.place.log.stat().st_size,
         }  # fmt: skip
-        checkpoint.save(
-            self.place.checkpoints, self.step, self.engine.model.state_dict(),
-            self.engine.optimizers.tensors(), state,
-        )  # fmt: skip
+        if self.saved == self.step:
+            checkpoint.amend(self.place.checkpoints / name, state)
+        else:
+            checkpoint.save(
+                self.place.checkpoints, self.step, self.engine.model.state_dict(),
+                self.engine.optimizers.tensors(), state,
+            )  # fmt: skip
         checkpoint.mark_best(self.place.checkpoints, self.best["name"], self.best.get("loss"))
         checkpoint.prune(self.place.checkpoints, self.config.keep, self.best["name"])
-        self.saved = self.step
+        self.saved, self.finished = self.step, finished

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from bigmodel_cli.artifacts import tokenizer
+from bigmodel_cli.artifacts import manifest, tokenizer
 from bigmodel_cli.artifacts.shards import Split
 from tests.conftest import DOCUMENTS, PREPARE, TRAIN, Cli, Result, environment, unchanged
 
@@ -76,6 +76,11 @@ def documents(cli: Cli, split: str = "train") -> list[bytes]:
     table = codec.token_bytes
     units = (shards.values("tokens", i, i + 1).tolist() for i in range(len(shards)))
     return [b"".join(table[token] for token in unit) for unit in units]
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Changes some keys of a JSON artifact, as if it had been written so."""
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
 
 
 def listed(wrong: list[Any]) -> str:
@@ -813,8 +818,7 @@ def test_a_codec_that_was_exchanged_is_not_worked_with(
 def unfinish(cli: Cli) -> None:
     """The run as it is when training was stopped right after its last checkpoint but for the end:
     of a finished run, only sizes are looked at, as nothing more is learned from it."""
-    path = cli.cwd / LAST / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_bytes()), "finished": False}))
+    edit(cli.cwd / LAST / "state.json", finished=False)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -1004,25 +1008,20 @@ NEWER = [
     ("name", "command"), [(name, command) for name, commands in NEWER for command in commands]
 )
 def test_what_a_newer_version_wrote_is_refused_and_kept(cli: Cli, name: str, command: str) -> None:
-    def newer(data: bytes) -> bytes:
-        return json.dumps({**json.loads(data), "schema": 999}).encode()
-
-    path = damage(cli, name, newer)
-    if "bundle/task.json" in name:  # so that the bundle's record of it agrees
-        record = cli.cwd / RUN / "bundle" / "bigmodel.json"
-        document = json.loads(record.read_bytes())
-        document["files"]["task.json"] = {
-            "bytes": path.stat().st_size,
-            "sha256": __import__("hashlib").sha256(path.read_bytes()).hexdigest(),
-        }
-        record.write_text(json.dumps(document))
+    path = cli.cwd / name
+    edit(path, schema=999)
+    records = {"work/data/codec": ("work/data/manifest.json", "codec"),
+               f"{RUN}/bundle": (f"{RUN}/bundle/bigmodel.json", "files")}  # fmt: skip
+    record, key = records.get(str(Path(name).parent), (name, ""))
+    if path.name == "task.json":  # so that the record of its hash agrees
+        files = json.loads((cli.cwd / record).read_bytes())[key]
+        edit(cli.cwd / record, **{key: {**files, path.name: manifest.file_info(path)}})
     with unchanged(cli.work):
         cli.fails(*command.split(), code=5, says=[path.name, "999"], hint=["upgrade"])
 
 
 def test_status_names_a_newer_format(cli: Cli) -> None:
-    document = cli.manifest()
-    (cli.work / "data" / "manifest.json").write_text(json.dumps({**document, "schema": 999}))
+    edit(cli.work / "data" / "manifest.json", schema=999)
     with unchanged(cli.work):
         data = json.loads(cli.works("status", "--json").out)["data"]
     assert data["state"] != "fresh"
@@ -1030,8 +1029,8 @@ def test_status_names_a_newer_format(cli: Cli) -> None:
 
 
 def earlier(cli: Cli, **changed: Any) -> None:
-    document = json.loads((cli.cwd / RUN / "evaluation.json").read_bytes())
-    (cli.cwd / "main.json").write_text(json.dumps({**document, **changed}))
+    shutil.copy(cli.cwd / RUN / "evaluation.json", cli.cwd / "main.json")
+    edit(cli.cwd / "main.json", **changed)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ EXACT: list[dict[str, Any]] = [
     {"model": "rnn", "objective": "masked"},
     {"optimizer": "adamw", "micro_batch": 3},
     {"precision": "bf16", "dropout": 0.2},
-    {"epochs": 1.5, "checkpoint_every": 2, "steps": None},
+    {"epochs": 0.4, "checkpoint_every": 5, "steps": None},
 ]
 
 

@@ -1,0 +1,105 @@
+"""SIGTERM and Ctrl-C, sent to the real program in every stage: answered within seconds, nothing
+lost, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bigmodel_cli.artifacts.workdir import Workdir
+from tests.stages import ROOT, STORIES, final_bytes, prepare, train
+
+pytestmark = pytest.mark.slow
+SMALL = ["--size", "nano", "--width", "64", "--context", "64", "--threads", "1", "--device", "cpu"]
+
+
+def start(work: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bigmodel_cli", *map(str, arguments), "-w", str(work)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def interrupt(process: subprocess.Popen[str], after: float, number: int) -> int | None:
+    """Sends the signal; gives the exit code, or None if the program was quicker."""
+    time.sleep(after)
+    if process.poll() is not None:
+        process.communicate()
+        return None
+    process.send_signal(number)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in errors
+    if process.returncode:
+        assert "run the same command again" in errors
+    return process.returncode
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_prepare_is_stopped_at_any_moment(tmp_path: Path, number: int, code: int) -> None:
+    """While it reads, learns a tokenizer, and encodes."""
+    text = tmp_path / "text.txt"
+    words = STORIES.read_text("utf-8").split()
+    shuffled = random.Random(0)
+    with text.open("w") as file:
+        for _ in range(60_000):
+            file.write(" ".join(shuffled.choices(words, k=20)) + "\n")
+    began = time.monotonic()
+    start(tmp_path / "whole", "prepare", text).communicate()
+    whole = time.monotonic() - began
+    codes = []
+    for part in (0.3, 0.5, 0.7, 0.9):
+        codes.append(interrupt(start(tmp_path / "cut", "prepare", text), part * whole, number))
+    assert code in codes
+    assert set(codes) <= {code, None, 0}
+    start(tmp_path / "cut", "prepare", text).communicate()
+    assert not list((tmp_path / "cut").rglob(".tmp-*"))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "cut/data").glob("*.safetensors")} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole/data").glob("*.safetensors")
+    }
+
+
+def test_train_saves_and_goes_on_wherever_it_is_stopped(tmp_path: Path) -> None:
+    """While torch loads, while it trains, validates and saves: the bytes are the same."""
+    work = tmp_path / "work"
+    prepare(work, STORIES)
+    command = ["train", *SMALL, "--steps", 60, "--checkpoint-every", 3]
+    began = time.monotonic()
+    start(work, *command, "--run", "whole").communicate()
+    whole = time.monotonic() - began
+    codes = []
+    for part in (0.2, 0.5, 0.6, 0.7, 0.5):
+        number = signal.SIGTERM if part != 0.6 else signal.SIGINT
+        codes.append(interrupt(start(work, *command, "--run", "cut"), part * whole, number))
+    assert 75 in codes
+    assert set(codes) <= {75, 130, 0, None}
+    start(work, *command, "--run", "cut").communicate()
+    assert final_bytes(work, "cut") == final_bytes(work, "whole")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "deploy"])
+def test_evaluate_and_deploy_leave_nothing_half(tmp_path: Path, command: str) -> None:
+    work = tmp_path / "work"
+    prepare(work, STORIES)
+    train(work, steps=2)
+    began = time.monotonic()
+    start(work, command, "--force").communicate()
+    whole = time.monotonic() - began
+    codes = [
+        interrupt(start(work, command, "--force"), part * whole, signal.SIGTERM)
+        for part in (0.3, 0.6, 0.8)
+    ]
+    assert 75 in codes
+    assert set(codes) <= {75, 0, None}
+    again = start(work, command)
+    assert "up to date" in again.communicate()[0]  # what was there is whole
+    assert not list(Workdir(work).run("default").folder.rglob(".tmp-*"))
