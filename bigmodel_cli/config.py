@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from bigmodel_cli.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
+MOST: dict[type, float] = {int: 1 << 53, float: 1e9}  # where a key says no other maximum
 
 
 def option(
@@ -151,7 +152,7 @@ def _recipe(path: Path, stage: str) -> dict[str, Any]:
         document = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no recipe at `{path}`", "give --config an existing TOML file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"the recipe `{path}` cannot be read: {error}") from None
     stages = ("prepare", "train", "evaluate", "deploy", "predict")
     for name, value in document.items():
@@ -205,8 +206,9 @@ def _convert_one(key: Key, raw: Any) -> Any:
         raise UsageError(f"{key.flag} is `{value}`, but must be at least {meta['minimum']:g}")
     if meta["above"] is not None and value <= meta["above"]:
         raise UsageError(f"{key.flag} is `{value}`, but must be above {meta['above']:g}")
-    if meta["maximum"] is not None and value > meta["maximum"]:
-        raise UsageError(f"{key.flag} is `{value}`, but must be at most {meta['maximum']:g}")
+    most = meta["maximum"] if meta["maximum"] is not None else MOST.get(key.type)
+    if most is not None and value > most:
+        raise UsageError(f"{key.flag} is `{value}`, but must be at most {most:g}")
     return value
 
 
@@ -230,6 +232,7 @@ def identity(config: Any) -> dict[str, Any]:
     }
 
 
+MOST_SEED = (1 << 63) - 1
 SEED = "Seed of everything random."
 THREADS = "CPU threads to compute with."
 DEVICE = "Where to compute."
@@ -270,8 +273,10 @@ class PrepareConfig:
         maximum=1,
         shown_default="no limit",
     )
-    seed: int = option(0, "Seed of the split.", minimum=0)
-    threads: int = option(0, THREADS, minimum=0, identity=False, shown_default="all", metavar="N")
+    seed: int = option(0, "Seed of the split.", minimum=0, maximum=MOST_SEED)
+    threads: int = option(
+        0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all", metavar="N"
+    )
     force: bool = option(False, "Build again, even if up to date.", identity=False)
 
 
@@ -361,7 +366,12 @@ class TrainConfig:
         panel="Optimization",
     )
     learning_rate: float | None = option(
-        None, "Peak learning rate.", above=0, panel="Optimization", shown_default="by optimizer"
+        None,
+        "Peak learning rate.",
+        above=0,
+        maximum=100,
+        panel="Optimization",
+        shown_default="by optimizer",
     )
     weight_decay: float = option(
         0.1, "Decoupled weight decay of matrices.", minimum=0, panel="Optimization"
@@ -400,9 +410,11 @@ class TrainConfig:
     keep: int = option(
         2, "Checkpoints kept beside the best one.", minimum=1, panel="Checkpoints", identity=False
     )
-    seed: int = option(0, SEED, minimum=0)
+    seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
     device: str = option("auto", DEVICE, choices=DEVICES)
-    threads: int = option(0, THREADS, minimum=0, identity=False, shown_default="all cores")
+    threads: int = option(
+        0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all cores"
+    )
     restart: bool = option(
         False, "Throw the run's checkpoints away and begin anew.", identity=False
     )
@@ -427,9 +439,11 @@ class EvaluateConfig:
         shown_default="",
     )
     samples: int = option(3, "Texts to generate for the report.", minimum=0, maximum=100)
-    seed: int = option(0, SEED, minimum=0)
+    seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
     device: str = option("auto", DEVICE, choices=DEVICES)
-    threads: int = option(0, THREADS, minimum=0, identity=False, shown_default="all cores")
+    threads: int = option(
+        0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all cores"
+    )
     force: bool = option(False, "Score again, even if up to date.", identity=False)
 
 
@@ -443,7 +457,9 @@ class DeployConfig:
         "fp32", "Precision to serve in.", choices=("fp32", "bf16"), identity=False
     )
     device: str = option("auto", DEVICE, choices=DEVICES, identity=False)
-    threads: int = option(0, THREADS, minimum=0, identity=False, shown_default="all cores")
+    threads: int = option(
+        0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all cores"
+    )
     force: bool = option(False, "Export again, even if up to date.", identity=False)
 
 
@@ -465,8 +481,8 @@ class PredictConfig:
         1.0, "Draw among the likeliest tokens of this total probability.", minimum=0, maximum=1
     )
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable).", metavar="TEXT")
-    seed: int = option(0, SEED, minimum=0)
+    seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
     batch_size: int = option(32, "Requests answered at a time.", minimum=1, maximum=4096)
     precision: str = option("fp32", "Precision to compute in.", choices=("fp32", "bf16"))
     device: str = option("auto", DEVICE, choices=DEVICES)
-    threads: int = option(0, THREADS, minimum=0, shown_default="all cores")
+    threads: int = option(0, THREADS, minimum=0, maximum=4096, shown_default="all cores")

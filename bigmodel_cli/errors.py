@@ -21,15 +21,17 @@ class BigmodelError(Exception):
     """What happened, with the value in backticks, and a hint: the command to run next."""
 
     code = 1
+    default_hint = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.default_hint
 
 
 class UsageError(BigmodelError):
     code = 2
+    default_hint = "see bigmodel --help"
 
 
 class GateError(BigmodelError):
@@ -38,10 +40,15 @@ class GateError(BigmodelError):
 
 class DataError(BigmodelError):
     code = 4
+    default_hint = "mend the input, or leave it out"
 
 
 class ArtifactError(BigmodelError):
     code = 5
+
+
+class FormatError(ArtifactError):
+    """Of a newer format: never ours to replace or to work around."""
 
 
 class DivergedError(BigmodelError):

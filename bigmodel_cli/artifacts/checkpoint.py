@@ -23,7 +23,7 @@ from bigmodel_cli.artifacts.manifest import (
     sync_folder,
     write_json,
 )
-from bigmodel_cli.errors import ArtifactError, UsageError
+from bigmodel_cli.errors import ArtifactError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +118,8 @@ def newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, A
     for name in reversed(found):
         try:
             return folder / name, verify(folder / name)
+        except FormatError:
+            raise
         except ArtifactError as error:
             warn(f"{error.message}; falling back to the checkpoint before")
     if found:

@@ -16,10 +16,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.errors import ArtifactError, ResourceError
+from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError
 
 SCHEMA = 1  # of every JSON artifact; a reader refuses a newer one
 TEMPORARY = ".tmp-"
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EISDIR, errno.EINVAL,
+)  # fmt: skip
 
 
 def canonical(document: Any) -> bytes:
@@ -50,7 +54,7 @@ def storage(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"no room to write `{path}`: {error.strerror}", "free some space and run again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in UNWRITABLE:
             raise ResourceError(
                 f"cannot write `{path}`: {error.strerror}",
                 "choose another folder with --workdir, or mend its permissions",
@@ -85,9 +89,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a manifest, atomically, with its schema."""
-    text = json.dumps({"schema": SCHEMA, **document}, indent=1, ensure_ascii=False, allow_nan=False)
+    """Writes a manifest, atomically, with its schema and the checksum of all the rest."""
+    whole = {"schema": SCHEMA, **document}
+    whole["checksum"] = _checksum(whole)
+    text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, (text + "\n").encode())
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return hashlib.sha256(canonical(rest)).hexdigest()[:16]
 
 
 def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
     Raises ArtifactError when it is missing, corrupt, or of a newer format.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_constant=_no_number)
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
@@ -105,17 +116,34 @@ def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
         raise ArtifactError(f"`{path.parent}` is not a folder", hint) from None
     except PermissionError:
         raise ResourceError(f"`{path}` may not be read", "mend its permissions") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the {what} `{path}` is corrupt: {error}", hint) from None
     schema = document.get("schema")
     if not isinstance(schema, int):
         raise ArtifactError(f"the {what} `{path}` has no schema number", hint)
     if schema > SCHEMA:
-        raise ArtifactError(
+        raise FormatError(
             f"the {what} `{path}` is of format {schema}; this version reads up to {SCHEMA}",
             "upgrade bigmodel: pip install --upgrade bigmodel",
         )
+    if document.pop("checksum", None) != _checksum(document):
+        raise ArtifactError(f"the {what} `{path}` is corrupt: its checksum differs", hint)
     return document
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"`{constant}` is no number")
+
+
+def check_files(folder: Path, files: Mapping[str, Any], what: str, hint: str) -> None:
+    """Raises ArtifactError unless each file of a folder has the recorded size and hash."""
+    for name, info in files.items():
+        check_file(folder / name, info, what, hint)
+
+
+def folder_info(folder: Path) -> dict[str, Any]:
+    """The sizes and hashes that `check_files` compares."""
+    return {path.name: file_info(path) for path in sorted(folder.iterdir())}
 
 
 def check_file(path: Path, info: Mapping[str, Any], what: str, hint: str) -> None:

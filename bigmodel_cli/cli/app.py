@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -65,7 +66,9 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Runs the command line and exits with the documented code."""
-    as_json = "--json" in sys.argv
+    _mend_streams()
+    arguments = sys.argv[1:]
+    as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
     # Threads that spin while they wait make a shared machine crawl (measured: 5 times slower with
     # two other processes about); it has to be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,8 +115,24 @@ def _show(error: BaseException, as_json: bool) -> int:
         known = BigmodelError(
             f"this is a bug of ours: {type(error).__name__}: {error}{where}", "please report it"
         )
-    render.error(known.message, known.hint, known.code, as_json)
+    with contextlib.suppress(OSError, ValueError):  # there may be nowhere left to say it
+        render.error(known.message, known.hint, known.code, as_json)
     return known.code
+
+
+def _mend_streams() -> None:
+    """A closed stream becomes /dev/null; what a terminal's encoding lacks becomes a `?`."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+        if getattr(sys, name) is None and name != "stdin":
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="replace")
 
 
 def as_known(error: BaseException) -> BigmodelError | None:
@@ -135,7 +154,10 @@ def as_known(error: BaseException) -> BigmodelError | None:
         except ResourceError as named:
             return named
         except OSError:
-            return None
+            where = f"`{error.filename}`: " if error.filename else ""
+            return ResourceError(
+                f"{where}{error.strerror or error}", "check the disk, the paths and permissions"
+            )
     return None
 
 

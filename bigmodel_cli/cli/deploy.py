@@ -37,6 +37,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     config = resolved.build(DeployConfig)
     if config.serve:
         _need_server()
+        from bigmodel_cli.deploy.server import listen
+
+        listen(config.host, config.port).close()  # before the export, if it is not to be had
     from bigmodel_cli.deploy.run import run as deploy
 
     with running(common) as context:

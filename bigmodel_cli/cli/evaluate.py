@@ -14,7 +14,7 @@ from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import EvaluateConfig, keys
-from bigmodel_cli.errors import GateError
+from bigmodel_cli.errors import GateError, ResourceError
 
 HELP = """Score a checkpoint beside the baselines; exit 3 if a --require does not hold.
 
@@ -43,9 +43,6 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     document = done.document
     failed = [gate for gate in document["gates"] if not gate["passed"]]
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary:
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(markdown(document))
     if common["json_"]:
         render.document({**document, "up_to_date": done.fresh})
     else:
@@ -58,6 +55,14 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         for gate in document["gates"]:
             print("  " + gate_text(gate))
         print(f"  {place.run(run).report}")
+    if summary:
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(markdown(document))
+        except OSError as error:
+            raise ResourceError(
+                f"GITHUB_STEP_SUMMARY `{summary}` cannot be written: {error.strerror}"
+            ) from None
     if failed:
         if common["json_"]:
             raise typer.Exit(GateError.code)  # the one document is out already

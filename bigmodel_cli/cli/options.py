@@ -10,9 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from bigmodel_cli.config import Key
+from bigmodel_cli.errors import UsageError
+
+
+def _folder(text: str) -> Path:
+    if not str(text).strip():
+        raise UsageError("--workdir is empty", "name a folder, such as work")
+    return Path(text)
+
 
 WORKDIR = Annotated[
-    Path,
+    str,
     typer.Option("--workdir", "-w", envvar="BIGMODEL_WORKDIR", help="The working directory.",
                  rich_help_panel="Everywhere", metavar="FOLDER"),
 ]  # fmt: skip
@@ -91,11 +99,11 @@ def command(
 
     def callback(**values: Any) -> None:
         common = {n: values.pop(n) for n, *_ in COMMON}
-        workdir, chosen = values.pop("workdir"), values.pop("run", "default")
+        workdir, chosen = _folder(values.pop("workdir")), values.pop("run", "default")
         act(workdir, chosen, {k: v for k, v in values.items() if v not in (None, [])}, common)
 
     parameters = [_parameter(key.name, annotation(key), None) for key in keys]
-    parameters.append(_parameter("workdir", WORKDIR, Path("work")))
+    parameters.append(_parameter("workdir", WORKDIR, "work"))
     if run:
         parameters.append(_parameter("run", RUN, "default"))
     parameters += [_parameter(*item) for item in COMMON]

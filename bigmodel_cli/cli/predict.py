@@ -41,13 +41,18 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         return
     config = resolved.build(PredictConfig)
     asked = "prompt" in flags
-    if not asked and sys.stdin.isatty():
+    if any(not text for text in config.stop):
+        raise UsageError("--stop is empty", "leave it out, or give the text to stop before")
+    if not asked and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError(
             "no prompt", 'give one: bigmodel predict "…", or JSON lines on standard input'
         )
     from bigmodel_cli.deploy.predict import Predictor
 
-    folder = Path(config.bundle) if config.bundle else Workdir(workdir).run(run).bundle
+    place = Workdir(workdir).run(run)
+    if not config.bundle and not place.bundle.exists():
+        place.read_config()  # says which runs there are, or that there is none
+    folder = Path(config.bundle) if config.bundle else place.bundle
     defaults = {name: getattr(config, name) for name in DEFAULTS}
     defaults["stop"] = list(config.stop)
     with running(common):
@@ -63,6 +68,8 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             for answer in answers:
                 sys.stdout.write(render.json_line(answer))
             sys.stdout.flush()
+        if bad and common["json_"]:
+            raise typer.Exit(DataError.code)  # the lines are all that is printed
         if bad:
             raise DataError(f"{bad:,} of {total:,} lines were bad", "see `error` in their answers")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,22 +40,23 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     from bigmodel_cli.prepare.run import run as prepare
 
     options: Any = config.build(task_class(config.values["task"]).Options)
+    began = time.monotonic()
     with running(common) as context:
         done = prepare(config.build(PrepareConfig), options, Workdir(workdir), context)
     if common["json_"]:
         render.document({**done.manifest, "up_to_date": done.fresh})
     else:
-        show(done.manifest, done.fresh, workdir)
+        show(done.manifest, done.fresh, workdir, time.monotonic() - began)
 
 
-def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path) -> None:
+def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path, seconds: float) -> None:
     """A summary of the data's manifest."""
     if fresh:
         print(f"up to date: {workdir}/data ({manifest['fingerprint'][:12]})")
         return
     ledger = manifest["ledger"]
     unit = manifest["unit"]
-    print(f"prepared {workdir}/data in {manifest['seconds']} s ({manifest['fingerprint'][:12]})")
+    print(f"prepared {workdir}/data in {seconds:.1f} s ({manifest['fingerprint'][:12]})")
     render.table(
         ["", unit, "bytes", "tokens"],
         [

@@ -6,6 +6,7 @@ each phase; with --quiet, warnings only. NO_COLOR is honoured (by Rich).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -53,7 +54,7 @@ class Screen:
         if self.terminal:
             console = self._console()
             console.print("[yellow]warning:[/yellow] " if warning else "", end="")
-            console.print(event.message, markup=False, highlight=False)
+            console.print(clean(event.message), markup=False, highlight=False)
         else:
             _line(("warning: " if warning else "") + event.message)
 
@@ -120,8 +121,14 @@ def _amount(event: Progress) -> str:
 
 
 def _line(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk behind stderr is no reason to stop
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {clean(text)}\n")
+        sys.stderr.flush()
+
+
+def clean(text: str) -> str:
+    """Text for a terminal: what would control it is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def error(message: str, hint: str, code: int, as_json: bool) -> None:
@@ -133,10 +140,9 @@ def error(message: str, hint: str, code: int, as_json: bool) -> None:
     lines = [f"error: {message}"] + ([f"hint: {hint}"] if hint else [])
     for text in lines:
         label, _, rest = text.partition(":")
-        clean = "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in rest)
         if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
             label = f"\x1b[1;{31 if label == 'error' else 36}m{label}\x1b[0m"
-        sys.stderr.write(f"{label}:{clean}\n")
+        sys.stderr.write(f"{label}:{clean(rest)}\n")
 
 
 def document(content: Mapping[str, Any]) -> None:

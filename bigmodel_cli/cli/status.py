@@ -72,7 +72,7 @@ def _guarded(state: Any, item: Run, place: Workdir) -> dict[str, Any]:
         return state(item, place)  # type: ignore[no-any-return]
     except BigmodelError as error:
         return {"state": "corrupt", "detail": error.message}
-    except (KeyError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # whatever is in the files, status says so and goes on
         return {"state": "corrupt", "detail": f"a manifest is damaged: {error!r}"}
 
 
@@ -91,13 +91,13 @@ def data_state(place: Workdir) -> dict[str, Any]:
                 **_size(place.data),
             }
         changed = source_changes(place, document)
+        units = sum(part["units"] for part in document["splits"].values())
+        tokens = sum(part["tokens"] for part in document["splits"].values())
+        detail = f"{document['task']}, {units:,} {document['unit']}, {tokens:,} tokens"
     except BigmodelError as error:
         return {"state": "corrupt", "detail": error.message}
-    except (KeyError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:
         return {"state": "corrupt", "detail": f"the manifest is damaged: {error!r}"}
-    units = sum(part["units"] for part in document["splits"].values())
-    tokens = sum(part["tokens"] for part in document["splits"].values())
-    detail = f"{document['task']}, {units:,} {document['unit']}, {tokens:,} tokens"
     if changed:
         return {"state": "stale", "detail": "; ".join(changed[:3]), **_size(place.data)}
     return {"state": "fresh", "detail": detail, **_size(place.data)}

@@ -64,5 +64,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     print(f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, {done.tokens:,} tokens, "
           f"{done.seconds:.0f} s")  # fmt: skip
     if done.validation:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in done.validation.items())
+        figures = ", ".join(
+            f"{name} {value:.4g}" for name, value in done.validation.items() if value is not None
+        )
         print(f"  best checkpoint {done.checkpoint}: validation {figures}")

@@ -11,7 +11,7 @@ from typing import Any
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import DeployConfig, identity
-from bigmodel_cli.errors import ArtifactError, BigmodelError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.tasks import Task, load_task, save_task
 
@@ -40,7 +40,7 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
     with lock(place.folder):
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
         weights = state["files"][checkpoint.MODEL]["sha256"]
-        evaluation = _evaluation(place, weights)
+        evaluation = _evaluation(place, weights, context)
         recipe = {
             "stage": "deploy", "weights": weights, "options": {
                 k: v for k, v in identity(config).items() if k != "checkpoint"},
@@ -68,11 +68,16 @@ def _transformers_version() -> str | None:
         return None
 
 
-def _evaluation(place: Run, weights: str) -> dict[str, Any] | None:
+def _evaluation(place: Run, weights: str, context: Context) -> dict[str, Any] | None:
     """The evaluation of these very weights, if there is one."""
+    if not place.evaluation.exists():
+        return None
     try:
         document = manifest.read_json(place.evaluation, "evaluation", "")
-    except BigmodelError:
+    except FormatError:
+        raise
+    except BigmodelError as error:
+        context.warn(f"{error.message}; the model counts as not evaluated")
         return None
     return document if document.get("weights") == weights else None
 
@@ -86,6 +91,8 @@ def _old(folder: Path, fingerprint: str) -> Deployed | None:
             if (folder / name).stat().st_size != info["bytes"]:
                 return None
         receipt = manifest.read_json(folder / RECEIPT, "receipt", "")
+    except FormatError:
+        raise
     except (BigmodelError, OSError, KeyError):
         return None
     return Deployed(folder, receipt, document["layout"], fresh=True)
@@ -102,6 +109,7 @@ def _build(
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.models.sizes import ModelConfig
 
+    manifest.check_files(place.codec, training["codec"], "codec", CODEC_HINT)
     task = load_task(place.codec, CODEC_HINT)
     shape = ModelConfig.from_json(training["model"])
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)

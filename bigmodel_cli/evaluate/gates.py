@@ -58,6 +58,8 @@ def parse(texts: Sequence[str], metrics: Sequence[Metric], previous: bool) -> li
             raise UsageError(
                 f"`--require {text}` needs an earlier evaluation", "say --against evaluation.json"
             )
+        if not math.isfinite(float(number or 0)) or not math.isfinite(float(factor or 1)):
+            raise UsageError(f"`--require {text}` has a bound beyond all numbers")
         rules.append(
             Rule(text, metric, compare, float(number) if number else None, source or "",
                  float(factor or 1))
@@ -106,7 +108,8 @@ def judge(
 def _earlier(metric: Metric, document: Mapping[str, Any], previous: Mapping[str, Any]) -> float:
     try:
         theirs, value = previous["protocol"], previous["metrics"][metric.name]["value"]
-        if not isinstance(value, int | float) or not isinstance(theirs, dict):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not isinstance(theirs, dict):
             raise TypeError
     except (KeyError, TypeError):
         raise ArtifactError(

@@ -184,19 +184,20 @@ def _table(header: list[str], body: list[list[str]]) -> str:
 
 def _curves(place: Run) -> str:
     """Loss of training and validation over tokens, as inline SVG; "" without a log."""
-    if not place.log.exists():
+    if not place.log.is_file():
         return ""
     trained: list[tuple[float, float]] = []
     validated: list[tuple[float, float]] = []
-    for line in place.log.read_text("utf-8").splitlines():
+    for line in place.log.read_text("utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
-            continue
-        if "loss" in record:
-            trained.append((record["tokens"], record["loss"]))
-        elif "validation" in record:
-            validated.append((record["tokens"], record["validation"]["loss"]))
+            if "loss" in record:
+                trained.append((float(record["tokens"]), float(record["loss"])))
+            else:
+                loss = record["validation"]["loss"]
+                validated.append((float(record["tokens"]), float(loss)))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue  # the log is for people: a damaged line is left out
     if not trained:
         return ""
     import matplotlib as mpl

@@ -13,7 +13,7 @@ from bigmodel_cli import __version__
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import EvaluateConfig, identity
-from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.tasks import Metric, Task, load_task
 
@@ -55,6 +55,7 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         )
     from bigmodel_cli.evaluate import gates
 
+    manifest.check_files(place.codec, known["codec"], "codec", CODEC_HINT)
     task = load_task(place.codec, CODEC_HINT)
     previous = None
     if config.against:
@@ -88,6 +89,8 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
 def _old(place: Run, fingerprint: str) -> dict[str, Any] | None:
     try:
         document = manifest.read_json(place.evaluation, "evaluation", "")
+    except FormatError:
+        raise
     except BigmodelError:
         return None
     document.pop("schema")

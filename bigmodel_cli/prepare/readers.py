@@ -6,9 +6,11 @@ globs, standard input, hub data sets; files also as .gz and .zst.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from bigmodel_cli.tasks import Rows
 
 CHUNK = 8 << 20  # bytes of rows in one batch
 LONGEST_ROW = 1 << 30
+SHOWN_ROWS = 100  # of JSON lines, from which columns are chosen
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
@@ -112,8 +115,7 @@ def _jsonl(
                     if not isinstance(row, dict):
                         raise ValueError
                     if records is None:
-                        kinds = {"str": "string", "int": "number", "float": "number"}
-                        found = {k: kinds.get(type(v).__name__, "other") for k, v in row.items()}
+                        found = _keys(chunk)
                         records = _Records(source, choose(found, f"`{source.name}`"))
                     records.add([row.get(name) for name in records.names.values()], number)
                 except (ValueError, RecursionError):
@@ -123,6 +125,20 @@ def _jsonl(
             if records:
                 yield from records.take()
             advance(len(chunk))
+
+
+def _keys(chunk: bytes) -> dict[str, str]:
+    """The keys of the first rows, each with the type of its first value."""
+    kinds = {str: "string", int: "number", float: "number"}
+    found: dict[str, str] = {}
+    for raw in itertools.islice(chunk.split(b"\n"), SHOWN_ROWS):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(raw)
+            if isinstance(row, dict):
+                for key, value in row.items():
+                    if value is not None:
+                        found.setdefault(key, kinds.get(type(value), "other"))
+    return found
 
 
 def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from bigmodel_cli.artifacts import manifest
 from bigmodel_cli.artifacts.workdir import HashCache, Workdir, lock
 from bigmodel_cli.config import PrepareConfig, identity
-from bigmodel_cli.errors import ArtifactError, DataError, UsageError
+from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.tasks import Rows, Task, Units, save_task, task_class
 
@@ -42,6 +41,11 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
 
     task = task_class(config.task)(options)
     fractions = {name: _fraction(getattr(config, name)) for name in ("val", "test")}
+    if sum(fraction or 0 for fraction in fractions.values()) >= 1:
+        raise UsageError(
+            f"--val {config.val} and --test {config.test} leave nothing to train on",
+            "choose shares that add up to less than 1",
+        )
     with lock(workdir.data):
         spool = workdir.data / f"{manifest.TEMPORARY}stdin"
         sources = recognise_splits(find(config.sources, config.exclude, spool, workdir.root))
@@ -84,7 +88,10 @@ def _fraction(text: str) -> float | None:
     except ValueError:
         return None
     if not 0 <= value < 1:
-        raise UsageError(f"a split's share is `{text}`, but must be from 0 to below 1")
+        raise UsageError(
+            f"the share of a split is `{text}`, but must be from 0 to below 1",
+            "--val and --test take a fraction such as 0.05, or a source",
+        )
     return value
 
 
@@ -119,9 +126,9 @@ def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
         return None
     try:
         return workdir.read_data()
+    except FormatError:
+        raise
     except ArtifactError as error:
-        if "of format" in error.message:  # a newer version's data are not ours to replace
-            raise
         context.warn(f"{error.message}; building again")
         return None
 
@@ -166,7 +173,6 @@ def _build(
     named = sorted({s.split for s in sources if s.split})
     if named:
         context.note("splits found by name: " + ", ".join(named))
-    began = time.monotonic()
     ledger = Ledger()
     spool = Spool(workdir.data / f"{manifest.TEMPORARY}spool")
     shares = {
@@ -220,8 +226,7 @@ def _build(
         },
         "splits": splits,
         "ledger": ledger.to_json(),
-        "codec": {p.name: manifest.file_info(p) for p in sorted((staging / "codec").iterdir())},
-        "seconds": round(time.monotonic() - began, 1),
+        "codec": manifest.folder_info(staging / "codec"),
     }
     _publish(staging, workdir, document)
     spool.remove()
@@ -230,6 +235,7 @@ def _build(
 
 def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
     """Moves the new shards beside the old ones, then the manifest, then removes the old ones."""
+    manifest.write_json(staging / "manifest.json", document)  # the last that needs room
     with manifest.storage(workdir.data):
         for shard in _shards(document):
             (staging / shard["name"]).replace(workdir.data / shard["name"])
@@ -239,7 +245,8 @@ def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
             shutil.rmtree(workdir.codec)
         (staging / "codec").replace(workdir.codec)
         manifest.sync_folder(workdir.data)
-        manifest.write_json(workdir.manifest, document)
+        (staging / "manifest.json").replace(workdir.manifest)
+        manifest.sync_folder(workdir.data)
         sweep(workdir, document)
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -331,7 +338,8 @@ def _check(
         wanted = split == "train" or shares.get(split) or split in named
         if wanted and not count:
             raise DataError(
-                f"the {split} split is empty: {sum(units.values()):,} documents are too few",
+                f"the {split} split is empty: {sum(units.values()):,} documents are too few"
+                + (f" ({_reasons(ledger)} were dropped)" if ledger["dropped"] else ""),
                 f"give more data, a larger --{split if split != 'train' else 'val'} share, "
                 f"or --{split if split != 'train' else 'val'} 0",
             )

@@ -7,6 +7,7 @@ import glob
 import gzip
 import io
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -56,17 +57,27 @@ def find(
     directory `own`. Raises UsageError, DataError."""
     if not patterns:
         raise UsageError("no source", "for example: bigmodel prepare data/stories")
+    if any(not pattern.strip() for pattern in patterns):
+        raise UsageError("a source is empty", "give a file, folder, glob, `-`, or hf:NAME")
+    if list(patterns).count("-") > 1 or ("-" in patterns and spool.exists()):
+        raise UsageError("standard input can be read only once", "name it once, or use files")
     found: dict[str, Source] = {}
     for pattern in patterns:
         for source in _expand(pattern, exclude, spool):
             if own and source.path and source.path != spool and _within(source.path, own):
                 continue
-            found.setdefault(str(source.path or source.hub), source)
+            found.setdefault(str(source.path.resolve() if source.path else source.hub), source)
     if not found:
         raise DataError(
             "nothing to read in " + ", ".join(f"`{p}`" for p in patterns), "check --exclude"
         )
     return list(found.values())
+
+
+def printable(name: str) -> str:
+    """A file's name for people, manifests and terminals: what is no plain character is escaped."""
+    text = os.fsencode(name).decode("utf-8", errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _within(path: Path, folder: Path) -> bool:
@@ -77,6 +88,8 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Sourc
     if pattern == "-":
         with storage(spool):
             spool.parent.mkdir(parents=True, exist_ok=True)
+            if sys.stdin is None:
+                raise DataError("standard input is closed", "pipe something into it")
             with spool.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         with spool.open("rb") as file:
@@ -95,6 +108,11 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Sourc
         base, paths = path, sorted(p for p in path.rglob("*") if p.is_file())
         paths = [p for p in paths if not any(s.startswith(".") for s in p.relative_to(path).parts)]
     elif exists:
+        if not path.is_file():
+            raise DataError(
+                f"`{pattern}` is no regular file",
+                "send a pipe's content through standard input: `-`",
+            )
         base, paths = path.parent, [path]
     else:
         try:
@@ -110,7 +128,7 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Sourc
     for item in paths:
         name = item.relative_to(base).as_posix()
         if not any(fnmatch.fnmatch(name, g) or fnmatch.fnmatch("/" + name, g) for g in exclude):
-            yield Source(name, item)
+            yield Source(printable(name), item)
 
 
 def recognise_splits(sources: Sequence[Source]) -> list[Source]:

@@ -160,8 +160,10 @@ class Language(Task):
         lengths = start + counts + ends
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         tokens = np.full(offsets[-1], tokenizer.endoftext, tokenizer.dtype)
-        within = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
-        tokens[np.repeat(offsets[:-1] + start, counts) + within] = ids
+        taken = 0
+        for place, count in zip((offsets[:-1] + start).tolist(), counts.tolist(), strict=True):
+            tokens[place : place + count] = ids[taken : taken + count]
+            taken += count
         sizes = np.array([len(text.encode()) for text in texts.to_pylist()], np.int64)
         if tokenizer.byte_level:
             self._lossy_bytes += int(sizes.sum() - tokenizer.token_lengths[ids].sum())

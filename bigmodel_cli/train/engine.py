@@ -115,8 +115,9 @@ class Engine:
 
     def validate(
         self, split: Split, rows: int, limit: int, stopping: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        """The task's metrics on the first `limit` rows of a split; None if stopped."""
+    ) -> dict[str, float | None] | None:
+        """The task's metrics on the first `limit` rows of a split, None where one is no
+        number; None if stopped."""
         self.model.eval()
         sums = np.zeros(len(self.task.statistics))
         for batch in self.task.scoring(split, rows, limit):
@@ -125,7 +126,8 @@ class Engine:
             with torch.inference_mode(), self.autocast():
                 predictions = self.task.predict(self.model, batch.to(self.device))
             sums += predictions.statistics.sum(0)
-        return {metric.name: float(metric.value(sums)) for metric in self.task.metrics()}
+        values = {metric.name: float(metric.value(sums)) for metric in self.task.metrics()}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run
 from bigmodel_cli.config import TrainConfig
+from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import flops_per_token
 
@@ -37,7 +38,7 @@ class Trained:
     step: int
     tokens: int
     seconds: float
-    validation: Mapping[str, float]
+    validation: Mapping[str, float | None]
     fresh: bool
 
 
@@ -56,7 +57,9 @@ class Loop:
         self.tokens = int(state.get("tokens", 0))
         self.decay_began: int | None = state.get("decay_began")
         self.best: dict[str, Any] = state.get("best", {})
-        self.validation: dict[str, float] | None = state.get("validation")  # of this very step
+        self.validation: dict[str, float | None] | None = state.get(
+            "validation"
+        )  # of this very step
         self.shown = self.validation
         self.saved = self.step if state else -1
         self.finished = bool(state.get("finished"))
@@ -74,6 +77,8 @@ class Loop:
         dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
         self.peak = peak_flops(engine.device, dtype)
         place.folder.mkdir(parents=True, exist_ok=True)
+        if state:  # also when the record is damaged
+            checkpoint.mark_best(place.checkpoints, self.best["name"], self.best.get("loss"))
         if place.log.exists():
             with place.log.open("r+b") as file:  # what is later than the checkpoint happens again
                 file.truncate(min(state.get("log_bytes", 0), place.log.stat().st_size))
@@ -149,7 +154,7 @@ class Loop:
         fields["of peak"] = f"{self.speed * self.flops / self.peak:.0%}"
         if self.shown:
             name, value = next(iter(self.shown.items()))
-            fields[f"val {name}"] = f"{value:.3f}"
+            fields[f"val {name}"] = "–" if value is None else f"{value:.3f}"
         total = clock.length.steps or clock.length.seconds
         at = self.step if clock.length.steps else clock.elapsed
         fields["left"] = f"{clock.left(self.step):.0f} s"
@@ -157,7 +162,7 @@ class Loop:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with manifest.storage(self.place.log):
-            self.log.write(json.dumps(record) + "\n")
+            self.log.write(json.dumps(record, allow_nan=False) + "\n")
             self.log.flush()
 
     def _validate_and_save(self, finished: bool) -> None:
@@ -168,8 +173,13 @@ class Loop:
             rows = max(1, self.engine.micro_batch)
             self.validation = self.engine.validate(self.val, rows, limit, self._stopping)
         if self.validation is not None:
+            if self.validation["loss"] is None:
+                raise DivergedError(
+                    f"training diverged by step {self.step}: the validation loss is no number",
+                    "the last checkpoint is good; try --restart with a lower --learning-rate",
+                )
             self.shown = self.validation
-            values = {k: round(v, 6) for k, v in self.validation.items()}
+            values = {k: v and round(v, 6) for k, v in self.validation.items()}
             self._write({"step": self.step, "validation": values, "tokens": self.tokens,
                          "seconds": round(self.clock.elapsed, 3)})  # fmt: skip
         self._save(finished and not self._stopping())

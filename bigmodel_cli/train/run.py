@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import TrainConfig, identity
-from bigmodel_cli.errors import ArtifactError, DataError, UsageError
+from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import (
     SIZES,
@@ -50,9 +50,8 @@ def run(
         model_config(config.model, config.size, None)  # type: ignore[arg-type]  # raises
     options = {**identity(config), **dict(task_options)}
     with lock(place.folder):
-        if config.restart:
-            _clear(place)
-        known = _agree(place, options, data) if place.config.exists() else None
+        begun = place.config.exists() and checkpoint.names(place.checkpoints)
+        known = _agree(place, options, data) if begun and not config.restart else None
         if known:
             done = _finished(place)
             if done:
@@ -97,6 +96,8 @@ def _finished(place: Run) -> Trained | None:
         )
         best = manifest.read_json(place.checkpoints / "best.json", "record", checkpoint.HINT)
         state = checkpoint.read_state(place.checkpoints / best["name"])
+    except FormatError:
+        raise
     except (ArtifactError, OSError, KeyError):
         return None
     if not last.get("finished") or not whole:
@@ -121,7 +122,7 @@ def _train(
     from bigmodel_cli.train import budget, engine
     from bigmodel_cli.train.optim import LEARNING_RATES, Optimizers
 
-    task = _task(options, workdir)
+    task = _task(options, data, workdir)
     shards = {name: data["splits"][name]["shards"] for name in ("train", "val")}
     train_split, val_split = (Split(workdir.data, shards[name]) for name in ("train", "val"))
     plan = task.plan(train_split, config.seed)
@@ -158,7 +159,8 @@ def _train(
             "resolved": resolved, "model": model_shape.to_json(),
             "hardware": engine.hardware(device),
         }  # fmt: skip
-        _save_codec(task, place)
+        _clear(place)  # only now that all of it can be had
+        known["codec"] = _save_codec(task, place)
         manifest.write_json(place.config, known)
         size = config.size or f"{model_shape.layers} × {model_shape.width}"
         context.note(
@@ -167,6 +169,7 @@ def _train(
             f"{device.type}, {resolved['threads']} threads"
         )
     else:
+        manifest.check_files(place.codec, known["codec"], "codec", "bigmodel train --restart")
         resolved = known["resolved"]
         for key in RESOLVED:
             if getattr(config, key) not in (None, 0, resolved[key]):
@@ -197,8 +200,9 @@ def _train(
     return Loop(config, place, context, machine, clock, val_split, state).run()
 
 
-def _task(options: Mapping[str, Any], workdir: Workdir) -> Task:
+def _task(options: Mapping[str, Any], data: Mapping[str, Any], workdir: Workdir) -> Task:
     """The task with the training options in force."""
+    manifest.check_files(workdir.codec, data["codec"], "codec", PREPARE_HINT)
     task = load_task(workdir.codec, PREPARE_HINT)
     names = {item.name for item in dataclasses.fields(task.options)}
     task.options = dataclasses.replace(
@@ -207,12 +211,13 @@ def _task(options: Mapping[str, Any], workdir: Workdir) -> Task:
     return task
 
 
-def _save_codec(task: Task, place: Run) -> None:
+def _save_codec(task: Task, place: Run) -> dict[str, Any]:
     from bigmodel_cli.tasks import save_task
 
     with manifest.storage(place.codec):
         place.codec.mkdir(exist_ok=True)
         save_task(task, place.codec)
+        return manifest.folder_info(place.codec)
 
 
 def _fits(rows: int, context: int, data: dict[str, Any]) -> None:

@@ -56,9 +56,10 @@ def test_prepare_is_stopped_at_any_moment(tmp_path: Path, number: int, code: int
     began = time.monotonic()
     start(tmp_path / "whole", "prepare", text).communicate()
     whole = time.monotonic() - began
-    codes = []
-    for part in (0.3, 0.5, 0.7, 0.9):
-        codes.append(interrupt(start(tmp_path / "cut", "prepare", text), part * whole, number))
+    codes = [
+        interrupt(start(tmp_path / "cut", "prepare", text), part * whole, number)
+        for part in (0.3, 0.5, 0.7, 0.9)
+    ]
     assert code in codes
     assert set(codes) <= {code, None, 0}
     start(tmp_path / "cut", "prepare", text).communicate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigmodel_cli.artifacts import checkpoint
+from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import (
@@ -176,9 +175,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(work: Path) -> N
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
     state = place / "step-00000006" / "state.json"
-    document = json.loads(state.read_text())
-    document["finished"] = False  # so that the run has somewhere to go
-    state.write_text(json.dumps(document))
+    document = manifest.read_json(state, "", "")
+    manifest.write_json(state, {**document, "finished": False})  # it has somewhere to go
     events = Events()
     train(work, "default", events.context(), keep=6)
     assert "step-00000006/optimizer.safetensors` is corrupt" in events.notes
