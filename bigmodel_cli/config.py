@@ -369,7 +369,7 @@ class TrainConfig:
         None,
         "Peak learning rate.",
         above=0,
-        maximum=100,
+        maximum=3e38,
         panel="Optimization",
         shown_default="by optimizer",
     )

@@ -136,8 +136,7 @@ def find(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     if not found:
         raise ArtifactError(f"there is no checkpoint in `{folder}`", "train first: bigmodel train")
     if which == "best":
-        record = read_json(folder / "best.json", "record of the best checkpoint", HINT)
-        name = str(record.get("name"))
+        name = str(read_best(folder)["name"])
     elif which == "last":
         name = found[-1]
     elif re.fullmatch(r"(step-)?\d+", which):
@@ -147,6 +146,14 @@ def find(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     if name not in found:
         raise ArtifactError(f"there is no checkpoint `{name}`", "there are: " + ", ".join(found))
     return folder / name, verify(folder / name, MODEL)
+
+
+def read_best(folder: Path) -> dict[str, Any]:
+    """The record of the best checkpoint: `name`. Raises ArtifactError."""
+    record = read_json(folder / "best.json", "record of the best checkpoint", HINT)
+    if "name" not in record:
+        raise ArtifactError(f"the record `{folder / 'best.json'}` names no checkpoint", HINT)
+    return record
 
 
 def mark_best(folder: Path, name: str, loss: float | None) -> None:

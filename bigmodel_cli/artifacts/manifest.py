@@ -50,6 +50,9 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        named = str(error.filename2 or error.filename or "")
+        if TEMPORARY not in named and Path(named).is_relative_to(path):
+            path = Path(named)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ResourceError(
                 f"no room to write `{path}`: {error.strerror}", "free some space and run again"

@@ -50,8 +50,8 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     from bigmodel_cli.deploy.predict import Predictor
 
     place = Workdir(workdir).run(run)
-    if not config.bundle and not place.bundle.exists():
-        place.read_config()  # says which runs there are, or that there is none
+    if not config.bundle and not place.bundle.exists() and Workdir(workdir).runs():
+        place.read_config()  # says which runs there are, if it is none
     folder = Path(config.bundle) if config.bundle else place.bundle
     defaults = {name: getattr(config, name) for name in DEFAULTS}
     defaults["stop"] = list(config.stop)

@@ -165,7 +165,7 @@ def _size_of(path: Path) -> dict[str, Any]:
 def _weights(item: Run) -> dict[str, str]:
     """The hashes of all checkpoints' weights (each hash under itself), and the best one's."""
     found = {}
-    best = manifest.read_json(item.checkpoints / "best.json", "record", checkpoint.HINT)["name"]
+    best = checkpoint.read_best(item.checkpoints)["name"]
     for name in checkpoint.names(item.checkpoints):
         state = checkpoint.read_state(item.checkpoints / name)
         digest = state["files"][checkpoint.MODEL]["sha256"]

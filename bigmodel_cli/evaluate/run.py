@@ -72,7 +72,8 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
             "options": {k: v for k, v in identity(config).items() if k != "checkpoint"},
         }
         print_ = manifest.fingerprint(recipe)
-        document = _old(place, print_) if not config.force else None
+        document = _old(place, print_)
+        document = None if config.force else document
         fresh = document is not None
         if document is None:
             document = _score(config, task, path, known, data, workdir, context)

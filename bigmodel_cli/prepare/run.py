@@ -40,7 +40,7 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
     from bigmodel_cli.prepare.sources import Source, find, recognise_splits
 
     task = task_class(config.task)(options)
-    fractions = {name: _fraction(getattr(config, name)) for name in ("val", "test")}
+    fractions = {name: _fraction(getattr(config, name), name) for name in ("val", "test")}
     if sum(fraction or 0 for fraction in fractions.values()) >= 1:
         raise UsageError(
             f"--val {config.val} and --test {config.test} leave nothing to train on",
@@ -79,18 +79,18 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
         )
 
 
-def _fraction(text: str) -> float | None:
+def _fraction(text: str, name: str = "val") -> float | None:
     """A split's share, or None when the text names a source."""
     if not text.strip():
-        raise UsageError("a split's share is empty", "give a fraction such as 0.05, or a source")
+        raise UsageError(f"--{name} is empty", "give a fraction such as 0.05, or a source")
     try:
         value = float(text)
     except ValueError:
         return None
     if not 0 <= value < 1:
         raise UsageError(
-            f"the share of a split is `{text}`, but must be from 0 to below 1",
-            "--val and --test take a fraction such as 0.05, or a source",
+            f"--{name} is `{text}`, but a share must be from 0 to below 1",
+            "give a fraction such as 0.05, or a source",
         )
     return value
 

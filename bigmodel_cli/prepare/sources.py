@@ -58,9 +58,9 @@ def find(
     if not patterns:
         raise UsageError("no source", "for example: bigmodel prepare data/stories")
     if any(not pattern.strip() for pattern in patterns):
-        raise UsageError("a source is empty", "give a file, folder, glob, `-`, or hf:NAME")
+        raise UsageError("the source `` is empty", "give a file, folder, glob, `-`, or hf:NAME")
     if list(patterns).count("-") > 1 or ("-" in patterns and spool.exists()):
-        raise UsageError("standard input can be read only once", "name it once, or use files")
+        raise UsageError("standard input, `-`, can be read only once", "name it once, or use files")
     found: dict[str, Source] = {}
     for pattern in patterns:
         for source in _expand(pattern, exclude, spool):

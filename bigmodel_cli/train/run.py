@@ -53,7 +53,7 @@ def run(
         begun = place.config.exists() and checkpoint.names(place.checkpoints)
         known = _agree(place, options, data) if begun and not config.restart else None
         if known:
-            done = _finished(place)
+            done = _finished(place, context)
             if done:
                 return done
         return _train(config, options, data, known, place, workdir, context)
@@ -82,7 +82,7 @@ def _agree(place: Run, options: dict[str, Any], data: dict[str, Any]) -> dict[st
     return known
 
 
-def _finished(place: Run) -> Trained | None:
+def _finished(place: Run, context: Context) -> Trained | None:
     """What a finished run says, without torch; None if it has further to go."""
     names = checkpoint.names(place.checkpoints)
     if not names:
@@ -94,11 +94,14 @@ def _finished(place: Run) -> Trained | None:
             (place.checkpoints / names[-1] / file).stat().st_size == info["bytes"]
             for file, info in files.items()
         )
-        best = manifest.read_json(place.checkpoints / "best.json", "record", checkpoint.HINT)
+        best = checkpoint.read_best(place.checkpoints)
         state = checkpoint.read_state(place.checkpoints / best["name"])
     except FormatError:
         raise
-    except (ArtifactError, OSError, KeyError):
+    except ArtifactError as error:
+        context.warn(f"{error.message}; mending what can be mended")
+        return None
+    except (OSError, KeyError):
         return None
     if not last.get("finished") or not whole:
         return None

@@ -209,7 +209,7 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
         {}, "corpus.jsonl --test corpus.jsonl", ["train split is empty"], "",
     ),
     "device that never ends": ({}, "/dev/zero", ["`/dev/zero`"], ""),
-    "device of nothing": ({}, "/dev/null", ["nothing is left", "null"], ""),
+    "device of nothing": ({}, "/dev/null", ["`/dev/null`"], ""),
     "nothing on standard input": ({}, "-", ["nothing is left", "stdin"], ""),
 }  # fmt: skip
 
@@ -1038,7 +1038,7 @@ def earlier(cli: Cli, **changed: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "word"),
     [(None, "main.json"), (b"{", "main.json"), (b"[]", "main.json"), (b"\xff", "main.json"),
-     (b'{"schema": 1}', "bits_per_byte"), (b'{"schema": 1, "metrics": []}', "bits_per_byte"),
+     (b'{"schema": 1}', "main.json"), (b'{"schema": 1, "metrics": []}', "main.json"),
      (b'{"schema": 999}', "999")],
 )  # fmt: skip
 def test_an_earlier_evaluation_that_cannot_be_read_is_named(
@@ -1053,7 +1053,7 @@ def test_an_earlier_evaluation_that_cannot_be_read_is_named(
     cli.works("evaluate", *rule)
 
 
-@pytest.mark.parametrize("value", ["x", None, True, float("nan"), float("inf"), {}])
+@pytest.mark.parametrize("value", ["x", None, True, {}])
 def test_an_earlier_figure_that_is_no_number_is_named(cli: Cli, value: Any) -> None:
     earlier(cli, metrics={"bits_per_byte": {"value": value}})
     rule = ("--against", "main.json", "--require", "bits_per_byte<=previous")
