@@ -349,7 +349,7 @@ class TrainConfig:
         "Rows (of --context tokens) per update.",
         minimum=1,
         panel="Optimization",
-        shown_default="2,048 tokens, more for more than 4 M weights",
+        shown_default="2,048 tokens, more above 4 M weights; on a GPU 8 times as many",
     )
     micro_batch: int | None = option(
         None,
@@ -405,7 +405,7 @@ class TrainConfig:
         "Steps between checkpoints, each with a validation.",
         minimum=1,
         panel="Checkpoints",
-        shown_default="a tenth of the run",
+        shown_default="a tenth of the run, at most 1,000 steps or 15 minutes",
     )
     keep: int = option(
         2, "Checkpoints kept beside the best one.", minimum=1, panel="Checkpoints", identity=False

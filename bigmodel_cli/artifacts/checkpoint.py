@@ -117,7 +117,10 @@ def newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, A
     found = names(folder)
     for name in reversed(found):
         try:
-            return folder / name, verify(folder / name)
+            state = verify(folder / name)
+            for damaged in found[found.index(name) + 1 :]:  # the run will come by there again
+                _remove(folder / damaged)
+            return folder / name, state
         except FormatError:
             raise
         except ArtifactError as error:
@@ -165,12 +168,16 @@ def prune(folder: Path, keep: int, best: str) -> None:
     """Removes all but the best and the newest `keep`. Called after a new one is safe."""
     for name in names(folder)[:-keep]:
         if name != best:
-            # first what makes it a checkpoint, so that a kill leaves no half one
-            (folder / name / STATE).unlink(missing_ok=True)
-            shutil.rmtree(folder / name, ignore_errors=True)
+            _remove(folder / name)
     for path in folder.glob("step-*"):
         if not (path / STATE).exists():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """First what makes it a checkpoint, so that a kill leaves no half one."""
+    (path / STATE).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def load_tensors(path: Path, what: str = "checkpoint", hint: str = HINT) -> dict[str, Tensor]:

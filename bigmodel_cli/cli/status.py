@@ -121,38 +121,46 @@ def train_state(item: Run, place: Workdir) -> dict[str, Any]:
     detail = f"step {state['step']:,}, {state['tokens']:,} tokens"
     if state.get("validation"):
         metric, value = next(iter(state["validation"].items()))
-        detail += f", validation {metric} {value:.4g}"
+        detail += f", validation {metric} {value:.4g}" if value is not None else ""
     stale = _data_is(known, place)
     kind = "stale" if stale else "fresh" if state.get("finished") else "unfinished"
     return {"state": kind, "detail": stale or detail, **_size(item.checkpoints)}
 
 
 def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
-    del place
     if not item.evaluation.exists():
         return {"state": "missing", "detail": "bigmodel evaluate"}
     document = manifest.read_json(item.evaluation, "evaluation", "")
     metric, entry = next(iter(document["metrics"].items()))
+    why = _data_is(item.read_config(), place)
     if document["weights"] not in _weights(item):
-        return {"state": "stale", "detail": "its checkpoint is gone", **_size_of(item.evaluation)}
+        why = "its checkpoint is gone"
+    elif document["weights"] != _weights(item).get("best"):
+        why = why or "there is a better checkpoint"
+    if why:
+        return {"state": "stale", "detail": why, **_size_of(item.evaluation)}
     gates = [gate["passed"] for gate in document["gates"]]
     verdict = f", {sum(gates)} of {len(gates)} gates passed" if gates else ""
     return {
         "state": "fresh", **_size_of(item.evaluation),
-        "detail": f"{metric} {entry['value']:.4g} on {document['split']}, "
+        "detail": f"{metric} {entry['value'] or 0:.4g} on {document['split']}, "
         f"{document['checkpoint']}{verdict}",
     }  # fmt: skip
 
 
 def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
-    del place
     if not item.bundle.exists():
         return {"state": "missing", "detail": "bigmodel deploy"}
     receipt = manifest.read_json(item.bundle / "receipt.json", "receipt", "")
+    why = ""
     if receipt["weights"] not in _weights(item):
-        return {"state": "stale", "detail": "its checkpoint is gone", **_size(item.bundle)}
-    if receipt["weights"] != _weights(item).get("best"):
-        return {"state": "stale", "detail": "there is a better checkpoint", **_size(item.bundle)}
+        why = "its checkpoint is gone"
+    elif receipt["weights"] != _weights(item).get("best"):
+        why = "there is a better checkpoint"
+    elif not receipt["evaluated"] and evaluate_state(item, place)["state"] == "fresh":
+        why = "it was made before its evaluation"
+    if why:
+        return {"state": "stale", "detail": why, **_size(item.bundle)}
     return {"state": "fresh", "detail": receipt["checkpoint"], **_size(item.bundle)}
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import DeployConfig, identity
-from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.tasks import Task, load_task, save_task
 
+ASIDE = "bundle.old"  # while a new one takes its place
 BUNDLE, RECEIPT, CARD = "bigmodel.json", "receipt.json", "README.md"
 CODEC_HINT = "train again: bigmodel train --restart"
 
@@ -38,6 +39,10 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
     training = place.read_config()
     data = workdir.read_data()
     with lock(place.folder):
+        if place.read_config() != training:
+            raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
+        if (place.folder / ASIDE).exists() and not place.bundle.exists():
+            (place.folder / ASIDE).replace(place.bundle)  # killed while it was swapped
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
         weights = state["files"][checkpoint.MODEL]["sha256"]
         evaluation = _evaluation(place, weights, context)
@@ -153,7 +158,10 @@ def _build(
             "files": files,
         },
     )  # fmt: skip
-    _publish(staging, place)
+    with context.stop.deferred():
+        _publish(staging, place)
+    if context.stop.requested:
+        context.stop.raise_()
     layout = "huggingface" if portable else "native"
     return Deployed(place.bundle, receipt, layout, fresh=False)
 
@@ -199,9 +207,10 @@ def _receipt(
 
 def _publish(staging: Path, place: Run) -> None:
     """Swaps the bundle: the old one goes aside, the new one takes its place."""
-    aside = place.folder / f"{manifest.TEMPORARY}old-bundle"
+    aside = place.folder / ASIDE
     with manifest.storage(place.bundle):
         manifest.sync_folder(staging)
+        shutil.rmtree(aside, ignore_errors=True)
         if place.bundle.exists():
             place.bundle.replace(aside)
         staging.replace(place.bundle)

@@ -13,7 +13,7 @@ from bigmodel_cli import __version__
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import EvaluateConfig, identity
-from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.tasks import Metric, Task, load_task
 
@@ -64,6 +64,8 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         )
     rules = gates.parse(config.require, task.metrics(), previous is not None)
     with lock(place.folder):
+        if place.read_config() != known:
+            raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
         recipe = {
             "stage": "evaluate",
@@ -75,12 +77,13 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         document = _old(place, print_)
         document = None if config.force else document
         fresh = document is not None
+        shown = document["gates"] if document else None
         if document is None:
             document = _score(config, task, path, known, data, workdir, context)
             document |= {"fingerprint": print_, "weights": recipe["weights"]}
         document["gates"] = gates.judge(rules, task.metrics(), document, previous)
         manifest.write_json(place.evaluation, document)
-        if not fresh or not place.report.exists() or document["gates"]:
+        if shown != document["gates"] or not place.report.exists():
             from bigmodel_cli.evaluate.report import html
 
             manifest.write_atomic(place.report, html(document, data, place).encode())
@@ -120,7 +123,8 @@ def _score(
     precision = known["resolved"]["precision"]  # what it was trained in
     total = data["splits"][config.split]["tokens"]
     with autocast(device, precision):
-        statistics = _statistics(task, model, split, total, context)
+        rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
+        statistics = _statistics(task, model, split, rows, total, context)
     intervals = bootstrap(statistics, metrics, config.seed)
     figures = _figures(metrics, statistics.sum(0))
     baselines: dict[str, dict[str, float | None]] = {}
@@ -165,7 +169,7 @@ def _score(
 
 
 def _statistics(
-    task: Task, model: SequenceModel, split: Split, total: int, context: Context
+    task: Task, model: SequenceModel, split: Split, rows: int, total: int, context: Context
 ) -> NDArray[np.float64]:
     """Each unit's statistics, summed over its predictions: (units, k)."""
     import numpy as np
@@ -174,7 +178,7 @@ def _statistics(
     totals = np.zeros((len(split), len(task.statistics)))
     done = 0
     device = model.embed.weight.device
-    for batch in task.scoring(split, ROWS):
+    for batch in task.scoring(split, rows):
         with torch.inference_mode():
             predictions = task.predict(model, batch.to(device))
         for column in range(totals.shape[1]):

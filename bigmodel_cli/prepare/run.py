@@ -228,7 +228,10 @@ def _build(
         "ledger": ledger.to_json(),
         "codec": manifest.folder_info(staging / "codec"),
     }
-    _publish(staging, workdir, document)
+    with context.stop.deferred():
+        _publish(staging, workdir, document)
+    if context.stop.requested:
+        context.stop.raise_()
     spool.remove()
     return workdir.read_data()
 

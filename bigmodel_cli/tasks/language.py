@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.config import option
+from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Request, Rows, Task, Units
 
@@ -247,7 +248,7 @@ class Language(Task):
         windows = Windows.of(sequences, context, self._stride)
         order = np.arange(len(windows.sequence))[:limit]
         order = order[np.argsort(-windows.length[order], kind="stable")]
-        places = Places(sequences)
+        places = Places(sequences, windows, (limit or 0) - 1)
         for first in range(0, len(order), rows):
             chosen = order[first : first + rows]
             longest = int(windows.length[chosen].max())
@@ -308,11 +309,15 @@ class Language(Task):
         import numpy as np
 
         from bigmodel_cli.tasks.ngram import KneserNey, Unigram
-        from bigmodel_cli.tasks.packing import Places, Sequences
+        from bigmodel_cli.tasks.packing import BASELINE, Places, Sequences, generator
 
         known, scored = Sequences.of(train), Sequences.of(split)
-        step = -(-int(known.lengths.sum()) // BASELINE_TOKENS)
-        texts = [known.tokens(i) for i in range(0, len(known), max(1, step))]
+        texts, room = [], BASELINE_TOKENS
+        for index in generator(BASELINE, 0).permutation(len(known)):
+            texts.append(known.tokens(int(index))[:room])
+            room -= len(texts[-1])
+            if not room:
+                break
         places = Places(scored)
         kinds: list[tuple[str, Any]] = [("unigram", Unigram)]
         if not self.masked:  # sees the left side only: no match for a masked model's figures
@@ -348,10 +353,14 @@ class Language(Task):
             document = {"prompt": start, "max_tokens": 96, "temperature": 0.8, "top_p": 0.95,
                         "seed": seed}  # fmt: skip
             if self.masked:
-                words = self.tokenizer.decode(text[: self.options.context - 1]).split(" ")
+                words = self.tokenizer.decode(text[: self.options.context // 2]).split(" ")
                 words[len(words) // 2] = "<|mask|>"
                 document["prompt"] = start = " ".join(words)
-            outputs = [last for *_, last in self.answer(model, [self.request(document)]) if last]
+            try:
+                request = self.request(document)
+                outputs = [last for *_, last in self.answer(model, [request]) if last]
+            except DataError:  # a masked text that does not come back from its tokens
+                continue
             found.append({"prompt": start, "output": outputs[0]["text"], "reference": rest[:400]})
         return found
 

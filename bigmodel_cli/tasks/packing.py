@@ -22,7 +22,7 @@ from bigmodel_cli.tasks import Batch
 
 IGNORED = -100  # a target that is no loss term
 MASKED_SHARE = 0.15
-ORDER, MASKS, SAMPLES = range(3)  # first keys of streams that must not be the same
+ORDER, MASKS, SAMPLES, BASELINE = range(4)  # first keys of streams that must not be the same
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -171,15 +171,31 @@ def make_batch(
 
 
 class Places:
-    """Which unit each target belongs to, and the unit's bytes at its last target (else 0)."""
+    """Which unit each target belongs to, and the unit's bytes at its last target (else 0).
 
-    def __init__(self, sequences: Sequences) -> None:
-        self._ends = np.cumsum(sequences.split.lengths("tokens"))
-        self._sizes = sequences.split.column("bytes")
+    Where scoring ends early, at the target of `last` (a number of window), the unit that it cuts
+    counts with its share of bytes.
+    """
+
+    def __init__(
+        self, sequences: Sequences, windows: Windows | None = None, last: int = -1
+    ) -> None:
+        split = sequences.split
+        self._ends = np.cumsum(split.lengths("tokens"))
+        self._sizes = split.column("bytes")
         self._begin = np.concatenate([[0], np.cumsum(sequences.lengths)])
+        self._cut, self._cut_size = -1, 0
+        if windows and 0 <= last < len(windows.sequence):
+            sequence = int(windows.sequence[last])
+            self._cut = int(self._begin[sequence] + windows.start[last] + windows.length[last])
+            unit = int(np.searchsorted(self._ends, self._cut, side="right"))
+            length = int(split.lengths("tokens")[unit])
+            done = length - int(self._ends[unit] - 1 - self._cut)
+            self._cut_size = round(int(self._sizes[unit]) * done / length)
 
     def of(self, sequence: int, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """For tokens first … first + count − 1 of a sequence: (count,) each."""
         tokens = self._begin[sequence] + first + np.arange(count)
         units = np.searchsorted(self._ends, tokens, side="right")
-        return units, np.where(tokens == self._ends[units] - 1, self._sizes[units], 0)
+        sizes = np.where(tokens == self._ends[units] - 1, self._sizes[units], 0)
+        return units, np.where(tokens == self._cut, self._cut_size, sizes)

@@ -56,7 +56,10 @@ class Loop:
         self.step = int(state.get("step", 0))
         self.tokens = int(state.get("tokens", 0))
         self.decay_began: int | None = state.get("decay_began")
+        known = checkpoint.names(place.checkpoints)
         self.best: dict[str, Any] = state.get("best", {})
+        if self.best.get("name") not in known:  # lost with a damaged checkpoint
+            self.best = {"name": f"step-{self.step:08d}"} if state else {}
         self.validation: dict[str, float | None] | None = state.get(
             "validation"
         )  # of this very step
@@ -86,10 +89,12 @@ class Loop:
     def run(self) -> Trained:
         with self.context.stop.deferred(), self.place.log.open("a", encoding="utf-8") as log:
             self.log = log
-            due = self.step and self.every and self.step % self.every == 0
+            self.clock.pause()  # loading is no part of a step's time
+            done = self.clock.done(self.step)
+            due = self.step and (done or (self.every and self.step % self.every == 0))
             if due and len(self.val) and self.validation is None:
                 # stopped while it was validated: what follows has to see the same best checkpoint
-                self._validate_and_save(finished=self.clock.done(self.step))
+                self._validate_and_save(finished=done)
             while not self.clock.done(self.step):
                 if not self._update():
                     break
@@ -105,6 +110,8 @@ class Loop:
                 self._validate_and_save(finished=True)
             elif not self.finished:  # time ran out while the last checkpoint was made
                 self._save(finished=True)
+            if not self.finished and self._stopping():
+                self.context.stop.raise_()
         shown = checkpoint.read_state(self.place.checkpoints / self.best["name"])
         return Trained(
             self.place.name, self.best["name"], self.step, self.tokens, self.clock.elapsed,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
-from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
+from bigmodel_cli.artifacts.workdir import Run, Workdir, clean, lock
 from bigmodel_cli.config import TrainConfig, identity
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
 from bigmodel_cli.events import Context, Progress
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 PREPARE_HINT = "build it again: bigmodel prepare SOURCE --force"
 TOKENS_PER_UPDATE = 2048  # for up to 4 million weights
-VALIDATION_TOKENS = 32768
 CACHE_BYTES = 16 << 20
-LOG_SECONDS = 0.5  # a line of log.jsonl for every step that begins this long after the last line
-EVALUATIONS = 10  # validations and checkpoints of a run, unless --checkpoint-every says otherwise
 RESOLVED = ("micro_batch", "threads")  # not part of what is learned, but of exactness
 
 
@@ -50,6 +47,7 @@ def run(
         model_config(config.model, config.size, None)  # type: ignore[arg-type]  # raises
     options = {**identity(config), **dict(task_options)}
     with lock(place.folder):
+        clean(place.checkpoints)
         begun = place.config.exists() and checkpoint.names(place.checkpoints)
         known = _agree(place, options, data) if begun and not config.restart else None
         if known:
@@ -162,9 +160,6 @@ def _train(
             "resolved": resolved, "model": model_shape.to_json(),
             "hardware": engine.hardware(device),
         }  # fmt: skip
-        _clear(place)  # only now that all of it can be had
-        known["codec"] = _save_codec(task, place)
-        manifest.write_json(place.config, known)
         size = config.size or f"{model_shape.layers} × {model_shape.width}"
         context.note(
             f"{config.model} {size}, {model_shape.parameters / 1e6:.1f} M weights; {length.text}; "
@@ -185,12 +180,17 @@ def _train(
         if differing:
             context.warn("resuming on other hardware, so not exact to the byte: "
                          + "; ".join(differing))  # fmt: skip
+    # on a GPU some kernels have no such form: there a resume may differ in the last bits
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
     model = SequenceModel(model_shape).to(device)
     optimizers = Optimizers(model, config.optimizer, resolved["learning_rate"], config.weight_decay)
+    if "codec" not in known:  # a new run: only now, when all of it can be had
+        _clear(place)
+        known["codec"] = _save_codec(task, place)
+        manifest.write_json(place.config, known)
     state = _resume(place, model, optimizers, context)
     clock = budget.Clock(
         length, state.get("elapsed", 0.0), time.monotonic() if state else context.started
