@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bigmodel_cli import config
-from bigmodel_cli.config import Key, Resolved, identity, keys, option, resolve
+from bigmodel_cli import config, options
 from bigmodel_cli.errors import UsageError
+from bigmodel_cli.options import Key, Resolved, identity, keys, option, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -265,7 +265,7 @@ def test_every_default_is_valid_and_every_key_explained(kind: type) -> None:
     for key in keys(kind):
         assert key.meta["help"].strip().endswith((".", "`"))
         if key.default is not None:
-            assert config.convert(key, key.default) == key.default
+            assert options.convert(key, key.default) == key.default
         assert key.type in (str, int, float, bool)
     assert resolve("prepare", keys(kind), {}, environ={}).build(kind) == kind()
 

@@ -145,6 +145,11 @@ def as_known(error: BaseException) -> BigmodelError | None:
         return ResourceError(
             "out of memory", "try a smaller --micro-batch, --size or --context, or --threads 1"
         )
+    if "usable temporary directory" in text:  # torch looks for one when it is loaded
+        return ResourceError(
+            f"no room in the temporary directory `{os.environ.get('TMPDIR', '/tmp')}`",
+            "free some space and run again",
+        )
     if isinstance(error, OSError):
         from bigmodel_cli.artifacts.manifest import storage
 

@@ -12,8 +12,9 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
-from bigmodel_cli.config import DeployConfig, keys
+from bigmodel_cli.config import DeployConfig
 from bigmodel_cli.errors import UsageError
+from bigmodel_cli.options import keys
 
 HELP = """Export a checkpoint as a bundle, and prove that it answers as the checkpoint does.
 

@@ -13,8 +13,9 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
-from bigmodel_cli.config import EvaluateConfig, keys
+from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import GateError, ResourceError
+from bigmodel_cli.options import keys
 
 HELP = """Score a checkpoint beside the baselines; exit 3 if a --require does not hold.
 

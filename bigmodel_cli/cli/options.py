@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bigmodel_cli.config import Key
 from bigmodel_cli.errors import UsageError
+from bigmodel_cli.options import Key
 
 
 def _folder(text: str) -> Path:

@@ -15,8 +15,9 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
-from bigmodel_cli.config import PredictConfig, keys
+from bigmodel_cli.config import PredictConfig
 from bigmodel_cli.errors import DataError, UsageError
+from bigmodel_cli.options import keys
 
 HELP = """Answer requests from a bundle, and from nothing else.
 

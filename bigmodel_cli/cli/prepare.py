@@ -13,7 +13,8 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
-from bigmodel_cli.config import PrepareConfig, keys
+from bigmodel_cli.config import PrepareConfig
+from bigmodel_cli.options import keys
 from bigmodel_cli.tasks import task_class, task_keys
 
 HELP = """Turn raw files into tokenized, checksummed shards in work/data.

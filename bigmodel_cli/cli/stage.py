@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from bigmodel_cli.cli import render
-from bigmodel_cli.config import Key, Resolved, resolve
 from bigmodel_cli.events import Context
+from bigmodel_cli.options import Key, Resolved, resolve
 
 
 def settle(

@@ -12,8 +12,9 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
-from bigmodel_cli.config import TrainConfig, keys
+from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
+from bigmodel_cli.options import keys
 from bigmodel_cli.tasks import task_class, task_keys
 
 HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.

@@ -10,9 +10,10 @@ from typing import Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
-from bigmodel_cli.config import DeployConfig, identity
+from bigmodel_cli.config import DeployConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task, save_task
 
 ASIDE = "bundle.old"  # while a new one takes its place

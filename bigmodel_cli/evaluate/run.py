@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli import __version__
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
-from bigmodel_cli.config import EvaluateConfig, identity
+from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Metric, Task, load_task
 
 if TYPE_CHECKING:

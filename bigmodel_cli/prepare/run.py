@@ -16,9 +16,10 @@ from typing import Any
 
 from bigmodel_cli.artifacts import manifest
 from bigmodel_cli.artifacts.workdir import HashCache, Workdir, lock
-from bigmodel_cli.config import PrepareConfig, identity
+from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
 from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Rows, Task, Units, save_task, task_class
 
 FEW_UNITS = 30

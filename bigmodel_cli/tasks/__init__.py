@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
-from bigmodel_cli.config import Key, identity, keys
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
+from bigmodel_cli.options import Key, identity, keys
 
 if TYPE_CHECKING:
     import numpy as np

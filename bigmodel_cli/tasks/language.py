@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.config import option
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
+from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Request, Rows, Task, Units
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, clean, lock
-from bigmodel_cli.config import TrainConfig, identity
+from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import (
@@ -20,6 +20,7 @@ from bigmodel_cli.models.sizes import (
     model_config,
     row_bytes,
 )
+from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task
 from bigmodel_cli.train.loop import Loop, Trained
 
@@ -131,7 +132,7 @@ def _train(
         device = devices.set_up(config.device, config.threads)
         shape = task.shape()
         model_shape = model_config(
-            config.model, config.size or ("small" if device.type == "cuda" else "micro"), shape,
+            config.model, config.size or ("small" if device.type == "cuda" else "nano"), shape,
             width=config.width, layers=config.layers, heads=config.heads,
             kv_heads=config.kv_heads, hidden=config.hidden, cell=config.cell,
             window=config.window, tie=config.tie, dropout=config.dropout,

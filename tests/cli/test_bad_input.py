@@ -1097,7 +1097,7 @@ def test_a_full_disk_while_training_loses_nothing(cli: Cli, cold: bool) -> None:
     for most in (0, 100, 1000, 9500, 50_000, 90_000):
         with unchanged(cli.cwd / RUN), unchanged(cli.work / "data"):
             cli.fails(
-                *TRAIN, "--run", "new", code=7, says=["`", "new"], hint=["space"], file=most,
+                *TRAIN, "--run", "new", code=7, says=["`"], hint=["space"], file=most,
                 cold=cold,
             )  # fmt: skip
     cli.train("--run", "new")
@@ -1603,4 +1603,6 @@ def test_a_line_of_200_megabytes_is_kept_whole_in_bounded_memory(empty: Cli, nam
             for shard in shards]  # fmt: skip
     tokens = np.concatenate(kept)
     assert values[tokens[tokens != codec.endoftext]].tobytes() == text
-    assert int(done.stdout.split()[-1]) < 1500, "MB at the peak"
+    # a record is one piece: it and its tokens (one for each byte here) are held several times
+    most = 1500 if name.endswith(".txt") else 4000
+    assert int(done.stdout.split()[-1]) < most, "MB at the peak"

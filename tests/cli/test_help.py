@@ -14,9 +14,9 @@ from bigmodel_cli.config import (
     PredictConfig,
     PrepareConfig,
     TrainConfig,
-    keys,
 )
 from bigmodel_cli.models.sizes import SIZES
+from bigmodel_cli.options import keys
 from bigmodel_cli.tasks import TABLE, task_class
 from tests.stages import ROOT, bigmodel, deploy, evaluate, prepare, stories, train
 
