@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 CYCLE = "Zürich naïve 日本語 🙂 fjörd – "  # most of its characters have several bytes
 CONTEXT = 64
-ENDLESS = {"prompt": "Zü", "max_tokens": 1 << 20}
+# the likeliest tokens go round in CYCLE for ever; drawn ones would come upon the text's end
+ENDLESS = {"prompt": "Zü", "max_tokens": 1 << 20, "temperature": 0}
 
 
 def bundle(folder: Path, objective: str, steps: int) -> Predictor:
