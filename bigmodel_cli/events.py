@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bigmodel_cli.errors import InterruptError, StoppedError
+from bigmodel_cli.errors import BigmodelError, InterruptError, StoppedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,14 @@ class Stop:
         if second or not self._deferred:
             self.raise_()
 
-    def raise_(self) -> None:
+    def error(self) -> BigmodelError:
+        """What the program ends with once it is to stop."""
         if self.requested == signal.SIGINT:
-            raise InterruptError("interrupted", "run the same command again to go on")
-        raise StoppedError("stopped by SIGTERM", "run the same command again to go on")
+            return InterruptError("interrupted", "run the same command again to go on")
+        return StoppedError("stopped by SIGTERM", "run the same command again to go on")
+
+    def raise_(self) -> None:
+        raise self.error()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -97,7 +97,9 @@ def main() -> None:
         error_ = InterruptError("interrupted", "run the same command again to go on")
         code = _show(error_, as_json)
     except BaseException as error:
-        code = _show(error, as_json)
+        # what a library makes of a signal that it met in the middle of its import is no bug
+        met = STOP.requested is not None and as_known(error) is None
+        code = _show(STOP.error() if met else error, as_json)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -105,7 +105,7 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
 
 
 def _describe(source: Any, cache: HashCache, context: Context) -> dict[str, Any]:
-    from bigmodel_cli.prepare.readers import load_hub
+    from bigmodel_cli.prepare.sources import load_hub
 
     if source.path is None:
         context.note(f"loading {source.name}")

@@ -21,6 +21,7 @@ import pyarrow as pa
 from bigmodel_cli.artifacts.manifest import storage
 from bigmodel_cli.errors import DataError, ResourceError, UsageError
 
+CHUNK = 8 << 20  # bytes of rows in one batch
 RECORDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -174,3 +175,18 @@ class _Raw(io.RawIOBase):
         data = self.stream.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def load_hub(spec: str) -> Any:
+    """The data set behind NAME[:SPLIT] (default: train). Raises DataError."""
+    import datasets
+
+    name, _, split = spec.partition(":")
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # datasets raises many kinds
+        raise DataError(
+            f"hf:{spec} cannot be loaded: {str(error).splitlines()[0]}",
+            "check the name, the split and the network",
+        ) from None

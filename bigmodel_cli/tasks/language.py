@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks.packing import PackedPlan
 
 SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
+HASTE_BYTES = 4 << 20  # less text is encoded in the time that the fast encoder takes to load
+PROOF_BYTES = 1 << 20  # of training text that both encoders must see alike
 BASELINE_TOKENS = 20_000_000  # of training text for the n-gram baseline
 NEW = ("bpe", "chars", "bytes")  # tokenizers that prepare makes itself
 PASSES = 7  # a masked model is scored with every 7th token left out, about as in training
@@ -73,6 +75,10 @@ class LanguageOptions:
     )  # fmt: skip
 
 
+def _texts(parts: Iterator[pa.RecordBatch]) -> Iterator[str]:
+    return (text for part in parts for text in part.column("text").to_pylist())
+
+
 def default_vocabulary(size: int) -> int:
     """Tokens for `size` bytes of text: 1,024 under half a megabyte, 8,192 under 256, then more."""
     for limit, tokens in ((1 << 19, 1024), (4 << 20, 2048), (32 << 20, 4096), (256 << 20, 8192)):
@@ -94,6 +100,7 @@ class Language(Task):
         super().__init__(options)
         self._tokenizer = tokenizer
         self._lossy_bytes = 0
+        self._slow = ""  # why the fast encoder is not used
 
     @property
     def masked(self) -> bool:
@@ -132,26 +139,28 @@ class Language(Task):
         from bigmodel_cli.artifacts import tokenizer
 
         kind = self.options.tokenizer
-        if kind not in NEW:
+        if kind in NEW:
+            vocabulary = self.options.vocab_size or default_vocabulary(size)
+            asked = f" (--vocab-size {vocabulary})" if kind == "bpe" else ""
+            self._tokenizer = tokenizer.train(_texts(sample(SAMPLE_BYTES)), kind, vocabulary, wait)
+            learned = f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"
+            what = f"{kind} tokenizer: {self.tokenizer.size:,} tokens{asked}, {learned}"
+        else:
             self._tokenizer = tokenizer.bring(kind)
-            return f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"
-        vocabulary = self.options.vocab_size or default_vocabulary(size)
-        texts = (text for part in sample(SAMPLE_BYTES) for text in part.column("text").to_pylist())
-        self._tokenizer = tokenizer.train(texts, kind, vocabulary, wait)
-        asked = "" if kind != "bpe" else f" (--vocab-size {vocabulary})"
-        return (
-            f"{kind} tokenizer: {self.tokenizer.size:,} tokens{asked}, "
-            f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"
-        )
+            what = f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"
+        if size > HASTE_BYTES:
+            self._slow = self.tokenizer.hasten(list(_texts(sample(PROOF_BYTES))))
+        return what
 
     def encode(self, units: pa.RecordBatch) -> Columns:
         import numpy as np
+        import pyarrow.compute as pc
 
         from bigmodel_cli.artifacts.shards import Columns
 
         tokenizer = self.tokenizer
         texts = units.column("text")
-        ids, counts = tokenizer.encode_batch(texts.to_pylist())
+        ids, counts = tokenizer.encode_batch(texts)
         rows = np.asarray(units.column("row"))
         ends = np.asarray(units.column("ends")).astype(np.int64)
         follows = np.asarray(units.column("follows"))
@@ -159,13 +168,13 @@ class Language(Task):
         follows[:1] = False  # what one call encodes is a whole; see ShardWriter.add
         start = (~follows).astype(np.int64)
         lengths = start + counts + ends
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = np.full(offsets[-1], tokenizer.endoftext, tokenizer.dtype)
-        taken = 0
-        for place, count in zip((offsets[:-1] + start).tolist(), counts.tolist(), strict=True):
-            tokens[place : place + count] = ids[taken : taken + count]
-            taken += count
-        sizes = np.array([len(text.encode()) for text in texts.to_pylist()], np.int64)
+        stops = np.cumsum(lengths)
+        of_text = np.ones(int(lengths.sum()), bool)
+        of_text[(stops - lengths)[start == 1]] = False
+        of_text[stops[ends == 1] - 1] = False
+        tokens = np.full(len(of_text), tokenizer.endoftext, tokenizer.dtype)
+        tokens[of_text] = ids
+        sizes = np.array(pc.binary_length(texts), np.int64)
         if tokenizer.byte_level:
             self._lossy_bytes += int(sizes.sum() - tokenizer.token_lengths[ids].sum())
         return Columns(
@@ -175,12 +184,13 @@ class Language(Task):
         )
 
     def remarks(self) -> list[str]:
+        remarks = [f"{self._slow}; tokenizers encoded, which is slower"] if self._slow else []
         if self._lossy_bytes:
-            return [
+            remarks.append(
                 f"the tokenizer is not lossless: {abs(self._lossy_bytes):,} bytes differ between "
                 "the text and its tokens; bits per byte count the text's own bytes"
-            ]
-        return []
+            )
+        return remarks
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save(folder)

@@ -77,6 +77,62 @@ def any_text(draw: random.Random, longest: int = 60) -> str:
     return "".join(parts)
 
 
+# Two encoders ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_the_fast_encoder_gives_the_very_same_ids(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "PIECE", 3000)
+    slow, fast = (train(CORPUS, kind, 500, at_once) for _ in range(2))
+    assert fast.hasten(CORPUS) == ""
+    monkeypatch.setattr(fast, "inner", None)  # only the fast one is left
+    draw = random.Random(1)
+    texts = [*NASTY, *(any_text(draw, 300) for _ in range(1500)), "line\n" * 2000, "x" * 9000]
+    for one, other in zip(slow.encode_batch(texts), fast.encode_batch(texts)):
+        assert one.dtype == other.dtype
+        assert np.array_equal(one, other)
+    for texts in ([], [""], ["", ""]):
+        assert [part.tolist() for part in fast.encode_batch(texts)] == [[], [0] * len(texts)]
+
+
+def test_the_fast_encoder_finds_the_added_tokens_of_a_brought_tokenizer(tmp_path: Path) -> None:
+    inner = train(CORPUS, "bpe", 400, at_once).inner
+    inner.add_tokens(["__init__", "def "])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    slow, fast = bring(str(tmp_path)), bring(str(tmp_path))
+    assert fast.hasten([]) == ""
+    text = "def __init__(self): <|endoftext|>__init__"
+    assert fast.encode(text) == slow.encode(text)
+    assert len(slow.encode("__init__")) == 1
+    assert not set(fast.encode(text)) & set(fast.specials)
+
+
+def test_an_encoder_that_differs_in_one_text_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import awkward as ak
+    import gigatoken
+
+    right = gigatoken.Tokenizer.encode_batch
+
+    def wrong(self: Any, texts: Any) -> Any:
+        found = [ids.tolist() for ids in right(self, texts)]
+        return ak.Array(
+            [ids[:-1] if "fox" in text else ids for ids, text in zip(found, texts.to_list())]
+        )
+
+    monkeypatch.setattr(gigatoken.Tokenizer, "encode_batch", wrong)
+    made, same = (train(CORPUS, "bpe", 500, at_once) for _ in range(2))
+    assert made.hasten(["a dog", "a fox", "a cat"]) == 'gigatoken encodes "a fox" in another way'
+    assert made.encode("a fox") == same.encode("a fox")
+
+
+def test_a_kind_that_the_fast_encoder_does_not_know_is_encoded_as_before() -> None:
+    made, same = (train(CORPUS, "chars", 0, at_once) for _ in range(2))
+    assert made.hasten(CORPUS) == ""
+    assert made.encode("日本 x") == same.encode("日本 x")
+
+
 # Lossless -------------------------------------------------------------------------------------
 
 

@@ -104,3 +104,21 @@ def test_evaluate_and_deploy_leave_nothing_half(tmp_path: Path, command: str) ->
     again = start(work, command)
     assert "up to date" in again.communicate()[0]  # what was there is whole
     assert not list(Workdir(work).run("default").folder.rglob(".tmp-*"))
+
+
+def test_a_signal_that_a_library_turns_into_another_error_is_still_a_stop(tmp_path: Path) -> None:
+    """matplotlib's C code does so while it is imported."""
+    (tmp_path / "numpy.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except BaseException as error:\n"
+        "    raise ImportError('initialization failed') from error\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-m", "bigmodel_cli", "prepare", STORIES, "-w", tmp_path / "work"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True, capture_output=True,
+        check=False,
+    )  # fmt: skip
+    assert process.returncode == 75, process.stderr
+    assert "bug" not in process.stderr

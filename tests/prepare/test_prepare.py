@@ -32,10 +32,11 @@ from bigmodel_cli.artifacts.workdir import Workdir, lock
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import ArtifactError, DataError, StoppedError, UsageError
 from bigmodel_cli.events import Context, Note, Progress
-from bigmodel_cli.prepare import readers
+from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.dedup import SPLITS, Seen, digests, split_of
 from bigmodel_cli.prepare.run import Prepared, run
 from bigmodel_cli.prepare.spool import Spool
+from bigmodel_cli.tasks import language
 from bigmodel_cli.tasks.language import LanguageOptions
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
         "stories": datasets.Dataset.from_dict({"text": documents(80)}),
         "stories:test": datasets.Dataset.from_dict({"text": documents(20, seed=1)}),
     }
-    monkeypatch.setattr(readers, "load_hub", parts.__getitem__)
+    monkeypatch.setattr(sources, "load_hub", parts.__getitem__)
 
 
 def test_a_data_set_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +393,7 @@ def test_random_mixtures_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     draw = random.Random(5)
     pool = [*documents(30), "", " ", "tiny", "bell\x07 and more", None, 7, "é" * 12]
     for number in range(6):
-        monkeypatch.setattr(readers, "CHUNK", draw.choice([64, 1000, 8 << 20]))
+        monkeypatch.setattr(sources, "CHUNK", draw.choice([64, 1000, 8 << 20]))
         folder = tmp_path / f"data-{number}"
         folder.mkdir()
         came = 0
@@ -507,7 +508,7 @@ def test_a_unit_never_moves_to_another_split(
     (tmp_path / "texts" / "a.txt").write_text("##".join(texts))
     for name in ("reversed", "more", "fewer", "many", "texts"):
         for chunk in (500, 8 << 20):
-            monkeypatch.setattr(readers, "CHUNK", chunk)
+            monkeypatch.setattr(sources, "CHUNK", chunk)
             work = tmp_path / f"work-{name}-{chunk}"
             prepare(work, tmp_path / name, document_separator="##", tokenizer="chars", **shares)
             found = where(work)
@@ -842,6 +843,7 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.events import Context
 from bigmodel_cli.prepare.run import run
+from bigmodel_cli.tasks import language
 from bigmodel_cli.tasks.language import LanguageOptions
 
 pyarrow.array([""])  # loads what it loads when it is first used
@@ -1041,3 +1043,38 @@ def test_killed_in_the_middle_of_a_longer_build(tmp_path: Path) -> None:
     with started(tmp_path, *command) as process:
         assert process.wait(timeout=60) == 0
     assert contents(tmp_path / "work") == contents(tmp_path / "undisturbed")
+
+
+# Two encoders ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "chars"])
+def test_the_fast_encoder_gives_the_same_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [*documents(300), EOT * 3, "long " * 30000])
+    prepare(tmp_path / "slow", source, tokenizer=kind)
+    monkeypatch.setattr(language, "HASTE_BYTES", 0)
+    notes: list[str] = []
+    prepare(tmp_path / "fast", source, tokenizer=kind, notes=notes)
+    assert contents(tmp_path / "slow") == contents(tmp_path / "fast")
+    assert "gigatoken" not in "".join(notes)
+
+
+def test_another_encoding_is_warned_of_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gigatoken
+
+    source = jsonl(tmp_path / "a.jsonl", documents(300))
+    prepare(tmp_path / "slow", source, tokenizer="bpe")
+    monkeypatch.setattr(language, "HASTE_BYTES", 0)
+    right = gigatoken.Tokenizer.encode_batch
+    monkeypatch.setattr(
+        gigatoken.Tokenizer, "encode_batch", lambda self, texts: right(self, texts) + 1
+    )
+    notes: list[str] = []
+    prepare(tmp_path / "fast", source, tokenizer="bpe", notes=notes)
+    assert contents(tmp_path / "slow") == contents(tmp_path / "fast")
+    (note,) = (note for note in notes if "gigatoken" in note)
+    assert "another way; tokenizers encoded" in note

@@ -19,7 +19,8 @@ import pytest
 
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError, UsageError
-from bigmodel_cli.prepare import readers
+from bigmodel_cli.prepare import readers, sources
+from bigmodel_cli.prepare import records as records_module
 from bigmodel_cli.prepare.sources import Source, find, recognise_splits
 from bigmodel_cli.tasks.clean import text_column
 
@@ -143,7 +144,7 @@ def records(texts: Sequence[str], suffix: str) -> bytes:
 def test_every_format_of_records_gives_the_same_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, ending: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     path = tmp_path / f"data{suffix}{ending}"
     path.write_bytes(packed(records(TEXTS, suffix), ending))
     ledger = Ledger()
@@ -155,13 +156,60 @@ def test_every_format_of_records_gives_the_same_documents(
     assert ledger == Ledger()  # what is read is counted by the task
 
 
+ODD_LINES = [
+    b'{"text": "a", "text": "b"}', b'{"text": 1}', b'{"text": "a"}{"text": "b"}',
+    b'{"text": "a\x01"}', b'{"text": "\\ud83d"}', b'{"text": "\\ud83d\\ude42"}',
+    b'{"text": "\\u0000x"}', b"", b'{"text": "a", "n": NaN}', b'{"text": "a", "n": 1e999}',
+    b'{"text": "\xff"}', b"  ", b'{"text": "a", "n": "\xff"}', b'{"te\\u0078t": "a"}',
+    b'{"text": "a"} junk', b'{"text": "a",}', b'{"text": ["a"]}', b'{"text": "a"} \r',
+    b'{"text": "a"}\r', b' {"text": "a"}', b'{"text":', b'{"text": "a", "n": "\\ud83d"}',
+    b'{"text": "a", "n": 01}', b"[1]", b"null", b'{"x": {"text":1}',
+    b'{"text": "a", "m": {"text": "b"}}', b'{"text": "a"}\x00', b'{"text": null}', b"{}", b"}",
+    b"{", b'{"text": "2020-01-01"}', b'{"text": "\xed\xa0\x80"}', b"{'text': 'a'}",
+    b'{"x":\n{"b":1}}', b'{"text": "a", "n": 1' + b"0" * 5000 + b"}",
+    b'{"text": "a\xe2\x80\xa8b"}', b'{"text": "a" "n": 1}', b'\xef\xbb\xbf{"text": "a"}',
+    b'{"text": "a"}/* c */', b'{"text": "\\/\\b"}', b'{"text": "\\x"}',
+]  # fmt: skip
+
+
+def test_json_lines_read_at_once_are_those_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(0)
+    path = tmp_path / "a.jsonl"
+    at_once = 0
+    parsed = records_module._parsed
+
+    def counting(chunk: bytes, names: Sequence[str]) -> Any:
+        nonlocal at_once
+        found = parsed(chunk, names)
+        at_once += found is not None
+        return found
+
+    for number in range(400):
+        good = b'{"text": "a good line", "n": 1}'
+        odd = draw.choices([*ODD_LINES, good], k=draw.randrange(1, 4))
+        lines = [good] * draw.randrange(4) + odd + [good] * draw.randrange(1, 3)
+        draw.shuffle(lines)
+        if number < len(ODD_LINES):  # each by itself, too
+            lines = [good, ODD_LINES[number]]
+        path.write_bytes(b"\n".join(lines) + draw.choice([b"", b"\n", b"\n\n"]))
+        seen = []
+        for way in (counting, lambda *_: None):
+            monkeypatch.setattr(records_module, "_parsed", way)
+            ledger = Ledger()
+            seen.append((blocks(path, ledger=ledger), ledger.to_json()))
+        assert seen[0] == seen[1], path.read_bytes()
+    assert at_once > 40  # so that there was something to compare
+
+
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("suffix", [".txt", ".md", ".py", "", ".TXT", ".v1.2", ".csv.bak"])
 def test_any_other_file_is_one_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, ending: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     text = "".join(TEXTS)
     path = tmp_path / f"data{suffix}{ending}"
     path.write_bytes(packed(text.encode(), ending))
@@ -181,7 +229,7 @@ def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path, suffix: str) -> No
 def test_random_records_survive_every_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     draw = random.Random(0)
     texts = ["".join(draw.choices("ab,\t\"'\n\r é😀\\{", k=draw.randrange(60))) for _ in range(200)]
     path = tmp_path / f"data{suffix}"
@@ -218,7 +266,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
 def test_dos_line_ends_are_kept_in_text_and_taken_from_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     text = "first line\r\nsecond line\r\n\r\nthird line"
     (tmp_path / "a.txt").write_bytes(text.encode())
     assert documents(tmp_path / "a.txt") == [text]
@@ -271,7 +319,7 @@ def test_an_empty_file_has_no_documents(tmp_path: Path, name: str) -> None:
 def test_bad_json_lines_are_counted_by_their_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     good = [json.dumps({"text": f"document {i}"}).encode() for i in range(4)]
     bad = [b"{", b"[1]", b'{"text": 1}', b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"[" * 5000]
     lines = [good[0], bad[0], b"", good[1], bad[1], b"  ", bad[2], bad[3], good[2], bad[4], bad[5],
@@ -327,7 +375,7 @@ def test_only_the_document_that_is_not_utf8_is_lost(tmp_path: Path) -> None:
 def test_a_separator_is_found_wherever_a_read_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     draw = random.Random(chunk)
     for separator in (EOT, "\n\n", "%", "é😀", "aa"):
         for ending in ("", ".gz", ".zst"):
@@ -359,7 +407,7 @@ def test_documents_do_not_run_together_after_a_blank_tail(
     path = tmp_path / "a.txt"
     path.write_text(text)
     assert documents(path, EOT) == text.split(EOT)
-    monkeypatch.setattr(readers, "CHUNK", 16)
+    monkeypatch.setattr(sources, "CHUNK", 16)
     assert documents(path, EOT) == text.split(EOT)
 
 
@@ -394,10 +442,10 @@ def test_blocks_do_not_depend_on_the_read_size(
     text = "".join(f"line {i} of many lines\n" for i in range(3000))
     path = tmp_path / "a.txt"
     path.write_text(text + EOT + text)
-    monkeypatch.setattr(readers, "CHUNK", len(text))
+    monkeypatch.setattr(sources, "CHUNK", len(text))
     expected = [block.text for block in blocks(path, EOT)]
     for chunk in (len(text) // 2 + 1, 3 * len(text), 8 << 20):
-        monkeypatch.setattr(readers, "CHUNK", chunk)
+        monkeypatch.setattr(sources, "CHUNK", chunk)
         assert [block.text for block in blocks(path, EOT)] == expected
 
 
@@ -431,7 +479,7 @@ def test_long_lines_are_cut_too_and_nothing_is_lost(tmp_path: Path, text: str) -
 def test_random_long_texts_are_cut_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     draw = random.Random(chunk)
     for number in range(20):
         text = "".join(

@@ -1,0 +1,275 @@
+"""Sources that hold records: JSON lines, CSV, TSV, Parquet, hub data sets."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet
+
+from bigmodel_cli.artifacts.ledger import Ledger
+from bigmodel_cli.errors import DataError
+from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare.sources import Source, open_bytes
+from bigmodel_cli.tasks import Rows
+
+LONGEST_ROW = 1 << 30
+SHOWN_ROWS = 100  # of JSON lines, from which columns are chosen
+ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
+Choose = Callable[[Mapping[str, str], str], dict[str, str]]
+
+
+class _Records:
+    """Records as they are collected, by the task's names for the columns that it chose."""
+
+    def __init__(self, source: Source, names: Mapping[str, str]) -> None:
+        self.source, self.names = source, names
+        self.first = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.columns: dict[str, list[str | None]] = {name: [] for name in self.names}
+        self.numbers: list[int] = []
+        self.size = 0
+
+    def add(self, values: Sequence[str | None], number: int) -> None:
+        """One record: a value for each chosen column, and its line. Raises ValueError for a value
+        that is no text, or half of a surrogate pair (which is a ValueError, too)."""
+        for value in values:
+            if value is not None:
+                if not isinstance(value, str):
+                    raise ValueError
+                self.size += len(value.encode())
+        for column, value in zip(self.columns.values(), values, strict=True):
+            column.append(value)
+        self.numbers.append(number)
+
+    def take(self) -> Iterator[Rows]:
+        """What was collected since the last time, if anything was."""
+        numbers = self.numbers
+        if numbers:
+            arrays = [pa.array(column, pa.large_string()) for column in self.columns.values()]
+            self._clear()
+            yield self.rows(arrays, numbers.__getitem__)
+
+    def rows(self, columns: Sequence[pa.Array], line: Callable[[int], int]) -> Rows:
+        """Whole columns at once. `line` says where a record is. Raises ArrowInvalid for what is
+        no UTF-8."""
+        count, name = len(columns[0]), self.source.name
+        for column in columns:
+            column.validate(full=True)
+        whole = [pa.array(np.zeros(count, bool)), pa.array(np.ones(count, bool))]
+        row = pa.array(np.arange(self.first, self.first + count))
+        table = pa.RecordBatch.from_arrays(
+            [*columns, *whole, row], names=[*self.names, "follows", "ends", "row"]
+        )
+        self.first += count
+        return Rows(table, self.source.split, lambda i: f"{name}, line {line(i)}")
+
+
+def jsonl(
+    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """JSON lines. A malformed line is counted and named; the rest goes on."""
+    assert source.path is not None
+    records: _Records | None = None
+    begin = 1  # the first line of the chunk
+    with open_bytes(source.path) as file:
+        for chunk in _line_chunks(file, source.name):
+            if records is None and (found := _keys(chunk)):
+                records = _Records(source, choose(found, f"`{source.name}`"))
+            lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+            columns = _parsed(chunk, list(records.names.values())) if records else None
+            if records and columns:
+                yield records.rows(columns, functools.partial(int.__add__, begin))
+            else:
+                for number, raw in enumerate(chunk.split(b"\n"), begin):
+                    if raw.strip():
+                        _add_line(raw, number, records, source.name, ledger)
+                if records:
+                    yield from records.take()
+            begin += lines
+            advance(len(chunk))
+
+
+def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
+    """The chosen columns of JSON lines; None where anything but one good object is on a line, which
+    is then looked at line by line. Arrow alone would take several objects on one line."""
+    codes = np.frombuffer(chunk, np.uint8)
+    ends = np.append(np.flatnonzero(codes == ord("\n")), len(chunk))
+    ends = ends[: len(ends) - chunk.endswith(b"\n")]
+    begins = np.append(0, ends[:-1] + 1)
+    last = codes[ends - 1]
+    last = np.where(last == ord("\r"), codes[np.maximum(ends - 2, 0)], last)
+    if (codes[begins] != ord("{")).any() or (last != ord("}")).any():
+        return None
+    offsets = pa.array([0, len(chunk)], pa.int64()).buffers()[1]
+    types = pa.schema([(name, pa.large_string()) for name in dict.fromkeys(names)])
+    try:
+        whole = pa.py_buffer(chunk)
+        pa.LargeStringArray.from_buffers(1, offsets, whole).validate(full=True)  # all is UTF-8
+        table = pyarrow.json.read_json(
+            pa.BufferReader(whole),
+            pyarrow.json.ReadOptions(block_size=len(chunk) + 1),
+            pyarrow.json.ParseOptions(types, unexpected_field_behavior="ignore"),
+        )
+    except ARROW:
+        return None
+    if table.num_rows != len(ends):
+        return None
+    return [table.column(name).combine_chunks() for name in names]
+
+
+def _add_line(raw: bytes, number: int, records: _Records | None, name: str, ledger: Ledger) -> None:
+    """One line that may be anything."""
+    try:
+        row = json.loads(raw, parse_int=float)  # which takes any number of digits
+        if not isinstance(row, dict) or records is None:
+            raise ValueError
+        records.add([row.get(column) for column in records.names.values()], number)
+    except (ValueError, RecursionError):
+        ledger.came_in(1, len(raw))
+        ledger.drop("malformed", len(raw), f"{name}, line {number}")
+
+
+def _keys(chunk: bytes) -> dict[str, str]:
+    """The keys of the first rows, each with the type of its first value."""
+    kinds = {str: "string", int: "number", float: "number"}
+    found: dict[str, str] = {}
+    rows = 0
+    for raw in io.BytesIO(chunk):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(raw)
+            if isinstance(row, dict):
+                rows += 1
+                for key, value in row.items():
+                    if value is not None:
+                        found.setdefault(key, kinds.get(type(value), "other"))
+        if rows == SHOWN_ROWS:
+            break
+    return found
+
+
+def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """Chunks of about CHUNK bytes that end at line ends."""
+    rest = b""
+    while data := file.read(sources.CHUNK):
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield rest + data[:end]
+            rest = data[end:]
+        else:
+            rest += data
+            if len(rest) > LONGEST_ROW:
+                raise DataError(f"`{name}` has a line of over {LONGEST_ROW >> 30} GiB")
+    if rest:
+        yield rest
+
+
+def delimited(
+    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """Comma- or tab-separated rows below a header."""
+    assert source.path is not None
+    csv.field_size_limit(LONGEST_ROW)
+    with (
+        open_bytes(source.path) as raw,
+        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        lines = _counted(text, advance)
+        reader = csv.reader(lines, delimiter="\t" if source.kind == "tsv" else ",")
+        try:
+            header = next(reader)
+        except StopIteration:
+            return
+        records = _Records(source, choose(dict.fromkeys(header, "string"), f"`{source.name}`"))
+        places = [header.index(name) for name in records.names.values()]
+        while True:
+            row: list[str] = []
+            try:
+                row = next(reader)
+                if not row:  # a blank line is no row
+                    continue
+                if len(row) != len(header) or any("\x00" in field for field in row):
+                    raise ValueError
+                records.add([row[place] for place in places], reader.line_num)
+            except StopIteration:
+                break
+            except (csv.Error, ValueError):
+                lost = sum(len(field.encode(errors="surrogateescape")) for field in row)
+                ledger.came_in(1, lost)
+                ledger.drop("malformed", lost, f"{source.name}, line {reader.line_num}")
+            if records.size > sources.CHUNK:
+                yield from records.take()
+        yield from records.take()
+
+
+def _counted(lines: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
+    for line in lines:
+        advance(len(line))
+        yield line
+
+
+def parquet(
+    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """Parquet, a few rows at a time, so that long ones do not fill the memory."""
+    del ledger
+    assert source.path is not None
+    if source.path.suffix.lower() != ".parquet":
+        raise DataError(
+            f"`{source.name}`: parquet is compressed inside already", "decompress it first"
+        )
+    with pyarrow.parquet.ParquetFile(source.path) as file:
+        if not file.metadata.num_rows:
+            return
+        found = {
+            field.name: "string" if _is_text(field.type) else "other" for field in file.schema_arrow
+        }
+        records = _Records(source, choose(found, f"`{source.name}`"))
+        average = source.path.stat().st_size / file.metadata.num_rows
+        count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
+        names = list(dict.fromkeys(records.names.values()))
+        for batch in file.iter_batches(count, columns=names):
+            yield _columns(records, batch)
+            advance(int(batch.num_rows * average))
+
+
+def _columns(records: _Records, batch: Any) -> Rows:
+    """An Arrow batch's rows."""
+    columns = [batch.column(name).cast(pa.large_string()) for name in records.names.values()]
+    columns = [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns]
+    return records.rows(columns, functools.partial(int.__add__, records.first + 1))
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_dictionary(kind)
+    )
+
+
+def hub(source: Source, choose: Choose) -> Iterator[Rows]:
+    """A hub data set's rows, through datasets; hf:NAME[:SPLIT]."""
+    data = sources.load_hub(source.hub)
+    found = {
+        name: "string" if getattr(kind, "dtype", "") in ("string", "large_string") else "other"
+        for name, kind in data.features.items()
+    }
+    records = _Records(source, choose(found, f"`{source.name}`"))
+    names = list(dict.fromkeys(records.names.values()))
+    for batch in data.select_columns(names).with_format("arrow").iter(512):
+        yield _columns(records, batch)
+
+
+READERS = {"jsonl": jsonl, "csv": delimited, "tsv": delimited, "parquet": parquet}
