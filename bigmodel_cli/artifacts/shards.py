@@ -68,19 +68,23 @@ class ShardWriter:
 
         arrays: dict[str, NDArray[Any]] = {}
         for name in self._pending[0].values:
-            arrays[name] = np.concatenate([part.values[name] for part in self._pending])
+            arrays[name] = _joined([part.values[name] for part in self._pending])
             if name in self._pending[0].lengths:
                 lengths = np.concatenate([part.lengths[name] for part in self._pending])
                 arrays[f"{name}.offsets"] = np.concatenate(
                     [np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]
                 )
         count = sum(part.count for part in self._pending)
+        self._pending, self._bytes = [], 0
         data = save(arrays, {"examples": str(count)})
         digest = hashlib.sha256(data).hexdigest()
         name = f"{self.split}-{len(self.shards):05d}-{digest[:12]}.safetensors"
         write_atomic(self.folder / name, data)
         self.shards.append({"name": name, "examples": count, "bytes": len(data), "sha256": digest})
-        self._pending, self._bytes = [], 0
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def read_header(path: Path, what: str = "shard", hint: str = HINT) -> tuple[dict[str, Any], int]:

@@ -14,6 +14,8 @@ import hashlib
 import itertools
 import json
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +40,9 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PIECE = 1 << 16  # a longer text is encoded in pieces of about this many characters
+PIECE = 1 << 16  # a longer text is encoded in pieces of about so many bytes
 BATCH = 1 << 20  # bytes encoded in one call, which bounds memory
+CACHE = 256 << 20  # bytes that gigatoken may remember before it starts anew
 # What two encoders may see differently: digits, scripts, marks, emoji, spaces, controls, pieces
 HARD = (
     "", " ", "  a  b", "\t\n \r\n\n x\u00a0y \u2028\u0085z\u3000", "1234567890" * 20,
@@ -53,7 +56,6 @@ HARD = (
 HINT = "build it again: bigmodel prepare SOURCE --force"
 
 
-@functools.cache
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-in for each byte, as ByteLevel uses it: character → byte."""
     kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -63,12 +65,23 @@ def _byte_alphabet() -> dict[str, int]:
     return table
 
 
+ALPHABET = _byte_alphabet()
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+
+
 class Tokenizer:
     """Text ↔ token ids. Special tokens spelled out in a text are plain text."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self._fast: Any = None
+        self._fast: Any = None  # gigatoken's, once it is proved
+        self._most_memory = 0
         self.inner.encode_special_tokens = True  # they are text unless we add them ourselves
         self.inner.no_truncation()
         self.inner.no_padding()
@@ -76,7 +89,7 @@ class Tokenizer:
         self.endoftext: int = inner.token_to_id(ENDOFTEXT)
         self.pad: int = inner.token_to_id(PAD)
         self.mask: int = inner.token_to_id(MASK)
-        spec = json.loads(inner.to_str())
+        self._spec = spec = json.loads(inner.to_str())
         decoder = spec.get("decoder") or {}
         parts = decoder.get("decoders", [decoder])
         self.byte_level = any(part.get("type") == "ByteLevel" for part in parts)
@@ -92,6 +105,18 @@ class Tokenizer:
             and not any(step.get("add_prefix_space") for step in steps)
         )
 
+        self._ids_of_bytes: NDArray[Any] | None = None  # where each byte is a token
+        odd = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+        if (
+            self.pieces
+            and spec["model"].get("merges") == []
+            and not any(spec["model"].get(name) for name in odd)
+            and [step.get("type") for step in steps] == ["ByteLevel"]
+            and self.added <= {*self.specials}
+        ):
+            ids = [inner.token_to_id(char) for char in sorted(ALPHABET, key=ALPHABET.__getitem__)]
+            self._ids_of_bytes = None if None in ids else np.array(ids, self.dtype)
+
     @property
     def dtype(self) -> Any:
         """The smallest unsigned type that holds every id."""
@@ -103,15 +128,14 @@ class Tokenizer:
 
         gigatoken never hears of the special tokens, since it would find them in a text.
         """
-        import gigatoken
-
-        spec = json.loads(self.inner.to_str())
-        spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
-        added = [f"a{token['content']} {token['content']}b" for token in spec["added_tokens"]]
+        if self._ids_of_bytes is not None:
+            return ""
         try:
-            fast = gigatoken.Tokenizer.from_json(json.dumps(spec))
+            self._renew()
         except Exception:  # it raises plain RuntimeError for a kind that it does not know
             return ""
+        fast, self._fast = self._fast, None
+        added = [f"a{t['content']} {t['content']}b" for t in self._spec["added_tokens"]]
         proof = [*HARD, *self.specials.values(), *added, *texts]
         ids, counts = self.encode_batch(proof)
         self._fast = fast
@@ -125,32 +149,54 @@ class Tokenizer:
             place += 1
         return f"gigatoken encodes {json.dumps(proof[place][:60])} in another way"
 
+    def _renew(self) -> None:
+        import gigatoken
+
+        known = [token for token in self._spec["added_tokens"] if not token["special"]]
+        self._fast = gigatoken.Tokenizer.from_json(
+            json.dumps({**self._spec, "added_tokens": known})
+        )
+        self._most_memory = peak_memory() + CACHE
+
     def encode_batch(
         self, texts: Sequence[str] | pa.Array
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """All texts' ids one after another, and each text's number of ids. No token is added."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        array = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
-        owner = np.arange(len(array))
-        if self.pieces and len(array) and pc.max(pc.utf8_length(array)).as_py() > PIECE:
-            parts = [list(_pieces(text)) for text in array.to_pylist()]
-            owner = np.repeat(owner, [len(part) for part in parts])
-            array = pa.array(itertools.chain.from_iterable(parts), pa.large_string())
-        ids: list[NDArray[Any]] = []
-        counts = [np.zeros(0, np.int64)]
-        for first, last in _groups(np.array(pc.binary_length(array), np.int64)):
-            for result, into in zip(self._encode(array[first:last]), (ids, counts)):
-                into.append(result)
-        whole = np.concatenate(ids) if ids else np.zeros(0, self.dtype)
-        total = np.bincount(owner, np.concatenate(counts), len(texts))
-        return whole, total.astype(np.int64)
+        if isinstance(texts, pa.Array):
+            _, places, data = texts.buffers()
+            ends = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        else:
+            parts = [text.encode() for text in texts]
+            ends = np.cumsum([0, *map(len, parts)])
+            data = pa.py_buffer(b"".join(parts))
+        view = memoryview(data or b"")
+        owner = None
+        if self.pieces and len(texts) and np.diff(ends).max() > PIECE:
+            sizes = [list(_pieces(view[begin:end])) for begin, end in itertools.pairwise(ends)]
+            owner = np.repeat(np.arange(len(texts)), [len(part) for part in sizes])
+            ends = ends[0] + np.cumsum([0, *itertools.chain.from_iterable(sizes)])
+        if self._ids_of_bytes is not None:
+            ids = [self._ids_of_bytes[np.frombuffer(view[ends[0] : ends[-1]], np.uint8)]]
+            counts = np.diff(ends)
+        else:
+            pieces = pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), data)
+            found = [self._encode(pieces[first:last]) for first, last in _groups(np.diff(ends))]
+            ids = [part for part, _ in found]
+            counts = np.concatenate([np.zeros(0, np.int64), *(part for _, part in found)])
+        if owner is not None:
+            counts = np.bincount(owner, counts, len(texts)).astype(np.int64)
+        return (
+            ids[0] if len(ids) == 1 else np.concatenate([np.zeros(0, self.dtype), *ids])
+        ), counts
 
     def _encode(self, texts: pa.Array) -> tuple[NDArray[Any], NDArray[np.int64]]:
         if self._fast:
             import awkward as ak
 
+            if peak_memory() > self._most_memory:  # it never forgets a word
+                self._renew()
             found = self._fast.encode_batch(ak.from_arrow(texts))
             return ak.to_numpy(ak.flatten(found)).astype(self.dtype), ak.to_numpy(ak.num(found))
         encoded = self.inner.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
@@ -170,7 +216,6 @@ class Tokenizer:
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
         """The raw bytes of each id; nothing for special tokens. Only of byte-level tokenizers."""
-        alphabet = _byte_alphabet()
         table = []
         for index in range(self.size):
             token = self.inner.id_to_token(index)
@@ -178,8 +223,8 @@ class Tokenizer:
                 table.append(b"")
             else:
                 table.append(
-                    bytes(alphabet[c] for c in token)
-                    if index not in self.added and all(c in alphabet for c in token)
+                    bytes(ALPHABET[c] for c in token)
+                    if index not in self.added and all(c in ALPHABET for c in token)
                     else token.encode()
                 )
         return table
@@ -198,20 +243,18 @@ class Tokenizer:
         write_atomic(folder / FILE, self.inner.to_str(pretty=True).encode())
 
 
-def _pieces(text: str) -> Iterable[str]:
-    """Cuts at line ends (or spaces, or anywhere): the bytes are the same, the tokens nearly so."""
+def _pieces(text: memoryview) -> Iterator[int]:
+    """The sizes of pieces of UTF-8 that end at line ends, else before spaces (where the regex would
+    split as well), else anywhere between characters: the tokens are nearly those of the whole."""
     start = 0
     while len(text) - start > PIECE:
-        limit = start + PIECE
-        for mark in ("\n", " "):
-            end = text.rfind(mark, start + 1, limit)
-            if end > start:
-                # after a newline, but before a space: where the regex would split as well
-                limit = end + (mark == "\n")
-                break
-        yield text[start:limit]
-        start = limit
-    yield text[start:]
+        window = bytes(text[start : start + PIECE])
+        cut = window.rfind(b"\n") + 1 or max(0, window.rfind(b" ")) or PIECE
+        while start + cut < len(text) and text[start + cut] & 0xC0 == 0x80:
+            cut += 1
+        yield cut
+        start += cut
+    yield len(text) - start
 
 
 def _groups(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -250,7 +293,7 @@ def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Inner
 
-    alphabet = sorted(_byte_alphabet(), key=lambda c: _byte_alphabet()[c])
+    alphabet = sorted(ALPHABET, key=ALPHABET.__getitem__)
     start = {token: i for i, token in enumerate((*SPECIALS, *alphabet))}
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -272,7 +315,7 @@ def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[
     else:
         vocabulary, merges = dict(start), []
         if kind == "chars":
-            letters = {byte: letter for letter, byte in _byte_alphabet().items()}
+            letters = {byte: letter for letter, byte in ALPHABET.items()}
             for char in sorted(set().union(*texts)):
                 token = ""
                 for byte in char.encode():

@@ -20,8 +20,10 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.sources import Source, open_bytes
 from bigmodel_cli.tasks import Rows
+from bigmodel_cli.tasks.clean import as_column
 
 LONGEST_ROW = 1 << 30
+BLOCK = 1 << 20  # bytes of JSON lines that one core parses at once
 SHOWN_ROWS = 100  # of JSON lines, from which columns are chosen
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
@@ -66,8 +68,8 @@ class _Records:
         count, name = len(columns[0]), self.source.name
         for column in columns:
             column.validate(full=True)
-        whole = [pa.array(np.zeros(count, bool)), pa.array(np.ones(count, bool))]
-        row = pa.array(np.arange(self.first, self.first + count))
+        whole = [as_column(np.zeros(count, bool)), as_column(np.ones(count, bool))]
+        row = as_column(np.arange(self.first, self.first + count))
         table = pa.RecordBatch.from_arrays(
             [*columns, *whole, row], names=[*self.names, "follows", "ends", "row"]
         )
@@ -111,14 +113,15 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
     last = np.where(last == ord("\r"), codes[np.maximum(ends - 2, 0)], last)
     if (codes[begins] != ord("{")).any() or (last != ord("}")).any():
         return None
-    offsets = pa.array([0, len(chunk)], pa.int64()).buffers()[1]
+    longest = int(np.diff(ends, prepend=0).max())
+    offsets = pa.py_buffer(np.array([0, len(chunk)]))
     types = pa.schema([(name, pa.large_string()) for name in dict.fromkeys(names)])
     try:
         whole = pa.py_buffer(chunk)
         pa.LargeStringArray.from_buffers(1, offsets, whole).validate(full=True)  # all is UTF-8
         table = pyarrow.json.read_json(
             pa.BufferReader(whole),
-            pyarrow.json.ReadOptions(block_size=len(chunk) + 1),
+            pyarrow.json.ReadOptions(block_size=max(BLOCK, 2 * longest)),  # blocks go to all cores
             pyarrow.json.ParseOptions(types, unexpected_field_behavior="ignore"),
         )
     except ARROW:

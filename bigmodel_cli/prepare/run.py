@@ -286,9 +286,9 @@ def _assign(
 ) -> Iterator[tuple[str, Any]]:
     """Drops exact duplicates and splits what is left: (split, (table, bytes, hashes))."""
     import numpy as np
-    import pyarrow as pa
 
     from bigmodel_cli.prepare.dedup import SPLITS, Seen, digests, split_of
+    from bigmodel_cli.tasks.clean import as_column
 
     seen = Seen()
     for units in stream:
@@ -306,7 +306,7 @@ def _assign(
                 size = int(units.sizes[chosen].sum())
                 ledger.keep(len(chosen), size)
                 content = b"".join(hashes[index] for index in chosen)
-                yield name, (units.table.take(pa.array(chosen)), size, content)
+                yield name, (units.table.take(as_column(chosen)), size, content)
 
 
 def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:

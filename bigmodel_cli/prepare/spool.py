@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from bigmodel_cli.artifacts.manifest import storage
 from bigmodel_cli.prepare.dedup import SPLITS
+from bigmodel_cli.tasks.clean import as_column
 
 
 class Spool:
@@ -61,11 +63,11 @@ class Spool:
         share = min(1.0, limit / max(1, self.bytes[split]))
         row = 0
         for batch, _ in self.parts(split):
-            rows = range(row, row + batch.num_rows)
+            taken = np.floor(np.arange(row, row + batch.num_rows + 1) * share)
             row += batch.num_rows
-            chosen = [i for i, n in enumerate(rows) if int((n + 1) * share) > int(n * share)]
-            if chosen:
-                yield batch.take(pa.array(chosen))
+            chosen = np.flatnonzero(np.diff(taken))
+            if len(chosen):
+                yield batch.take(as_column(chosen))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

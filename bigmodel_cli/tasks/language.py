@@ -157,13 +157,14 @@ class Language(Task):
         import pyarrow.compute as pc
 
         from bigmodel_cli.artifacts.shards import Columns
+        from bigmodel_cli.tasks.clean import as_array
 
         tokenizer = self.tokenizer
         texts = units.column("text")
         ids, counts = tokenizer.encode_batch(texts)
-        rows = np.asarray(units.column("row"))
-        ends = np.asarray(units.column("ends")).astype(np.int64)
-        follows = np.asarray(units.column("follows"))
+        rows = as_array(units.column("row"))
+        ends = as_array(units.column("ends")).astype(np.int64)
+        follows = as_array(units.column("follows"))
         follows[1:] &= rows[1:] == rows[:-1] + 1
         follows[:1] = False  # what one call encodes is a whole; see ShardWriter.add
         start = (~follows).astype(np.int64)
@@ -174,7 +175,7 @@ class Language(Task):
         of_text[stops[ends == 1] - 1] = False
         tokens = np.full(len(of_text), tokenizer.endoftext, tokenizer.dtype)
         tokens[of_text] = ids
-        sizes = np.array(pc.binary_length(texts), np.int64)
+        sizes = as_array(pc.binary_length(texts))
         if tokenizer.byte_level:
             self._lossy_bytes += int(sizes.sum() - tokenizer.token_lengths[ids].sum())
         return Columns(

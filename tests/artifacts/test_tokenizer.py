@@ -109,6 +109,19 @@ def test_the_fast_encoder_finds_the_added_tokens_of_a_brought_tokenizer(tmp_path
     assert not set(fast.encode(text)) & set(fast.specials)
 
 
+def test_the_fast_encoder_starts_anew_where_memory_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, fast = (train(CORPUS, "bpe", 500, at_once) for _ in range(2))
+    fast.hasten(CORPUS)
+    first = fast._fast
+    fast.encode("some words")
+    assert fast._fast is first
+    before = subject.peak_memory()
+    assert before > 10 << 20  # of bytes, whatever the system counts in
+    monkeypatch.setattr(subject, "peak_memory", lambda: before + 2 * subject.CACHE)
+    assert fast.encode(CORPUS[0]) == slow.encode(CORPUS[0])
+    assert fast._fast is not first
+
+
 def test_an_encoder_that_differs_in_one_text_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     import awkward as ak
     import gigatoken
