@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bigmodel_cli.artifacts.manifest import check_file, write_atomic
 from bigmodel_cli.errors import ArtifactError
 
 HINT = "build it again: bigmodel prepare SOURCE --force"
-SHARD_BYTES = 128 << 20
+SHARD_BYTES = 64 << 20
 DTYPES: dict[str, Any] = {
     "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32,
@@ -41,14 +42,16 @@ class Columns:
 class ShardWriter:
     """Collects one split's columns and writes them as shards of bounded size.
 
-    A shard ends only between two calls of `add`, so what one call adds stays together.
+    A shard ends only between two calls of `add`, so what one call adds stays together. It is
+    hashed and written by a thread of its own; `close` waits for it, and raises what it raised.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
-        self.shards: list[dict[str, Any]] = []
         self._pending: list[Columns] = []
         self._bytes = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: list[Future[dict[str, Any]]] = []
 
     def add(self, columns: Columns) -> None:
         if columns.count:
@@ -61,26 +64,34 @@ class ShardWriter:
         """Writes the rest; gives one record per shard for the manifest."""
         if self._pending:
             self._flush()
-        return self.shards
+        self._thread.shutdown()
+        return [shard.result() for shard in self._writing]
 
     def _flush(self) -> None:
+        if self._writing:
+            self._writing[-1].result()  # one at a time, which bounds memory
+        number, pending = len(self._writing), self._pending
+        self._pending, self._bytes = [], 0
+        self._writing.append(self._thread.submit(self._write, number, pending))
+
+    def _write(self, number: int, pending: list[Columns]) -> dict[str, Any]:
         from safetensors.numpy import save
 
         arrays: dict[str, NDArray[Any]] = {}
-        for name in self._pending[0].values:
-            arrays[name] = _joined([part.values[name] for part in self._pending])
-            if name in self._pending[0].lengths:
-                lengths = np.concatenate([part.lengths[name] for part in self._pending])
+        for name in pending[0].values:
+            arrays[name] = _joined([part.values[name] for part in pending])
+            if name in pending[0].lengths:
+                lengths = np.concatenate([part.lengths[name] for part in pending])
                 arrays[f"{name}.offsets"] = np.concatenate(
                     [np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]
                 )
-        count = sum(part.count for part in self._pending)
-        self._pending, self._bytes = [], 0
+        count = sum(part.count for part in pending)
+        pending.clear()
         data = save(arrays, {"examples": str(count)})
         digest = hashlib.sha256(data).hexdigest()
-        name = f"{self.split}-{len(self.shards):05d}-{digest[:12]}.safetensors"
+        name = f"{self.split}-{number:05d}-{digest[:12]}.safetensors"
         write_atomic(self.folder / name, data)
-        self.shards.append({"name": name, "examples": count, "bytes": len(data), "sha256": digest})
+        return {"name": name, "examples": count, "bytes": len(data), "sha256": digest}
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -91,7 +91,7 @@ def clean_text(rows: Rows, ledger: Ledger, shortest: int) -> Units | None:
                 "control_characters", int(sizes[index] - smaller[index]), rows.where(int(index))
             )
         sizes = smaller
-    drop("empty", as_array(pc.utf8_length(pc.utf8_trim_whitespace(text))) == 0)
+    drop("empty", (sizes == 0) | as_array(pc.utf8_is_space(text)))
     whole = as_array(table.column("ends")) & ~as_array(table.column("follows"))
     drop("too_short", whole & (as_array(pc.utf8_length(text)) < shortest))
     if not kept.any():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
 HASTE_BYTES = 4 << 20  # less text is encoded in the time that the fast encoder takes to load
-PROOF_BYTES = 1 << 20  # of training text that both encoders must see alike
+PROOF_BYTES = 1 << 18  # of training text that both encoders must see alike
 BASELINE_TOKENS = 20_000_000  # of training text for the n-gram baseline
 NEW = ("bpe", "chars", "bytes")  # tokenizers that prepare makes itself
 PASSES = 7  # a masked model is scored with every 7th token left out, about as in training
