@@ -1,13 +1,14 @@
 """Training speed: bigmodel beside nanoGPT, transformers' Trainer and litgpt on the same work.
 
-    python benchmarks/train.py --nanogpt PATH                      # 10.7 M weights
-    python benchmarks/train.py --nanogpt PATH --shape 42m
-    python benchmarks/train.py --nanogpt PATH --litgpt PYTHON      # a Python that has litgpt
+    python benchmarks/train.py --nanogpt PATH --peers PYTHON               # 10.7 M weights
+    python benchmarks/train.py --nanogpt PATH --peers PYTHON --shape 42m
+
+PATH is a checkout of karpathy/nanoGPT, PYTHON one that has litgpt, transformers and accelerate.
 
 The same tokens, layers, width, heads, context and rows per update, no dropout, the inner weights
 within 2 %: GPT-2's form in nanoGPT (fp32, as it runs on a CPU), Llama's in the Trainer and litgpt
 (bf16), bigmodel's default (bf16 where the hardware has it, Muon). Tokens per second are those of
-the median update after the first two; nothing is compiled.
+the median update after the first two; what is compiled says so, and how long its start took.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ config = Config(
     rotary_percentage=1.0, parallel_residual=False, norm_class_name="RMSNorm",
     mlp_class_name="LLaMAMLP")
 # as litgpt's pretrain.py does it: Fabric, bf16-mixed, AdamW, clipping, chunked cross entropy
+began = time.perf_counter()
 fabric = L.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
 model = fabric.setup(GPT(config))
 optimizer = fabric.setup_optimizers(
@@ -111,6 +113,7 @@ for step in range(steps):
 inner = sum(p.numel() for n, p in model.named_parameters() if "wte" not in n and "lm_head" not in n)
 print("BENCH " + json.dumps({"inner": inner, "seconds": seconds}))
 """
+COMPILED = "torch.compile(GPT(config))"
 PEAK = """
 import json, time, torch
 found = {}
@@ -134,7 +137,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--steps", type=int, default=8)
     options.add_argument("--nanogpt", metavar="PATH", help="a checkout of karpathy/nanoGPT")
-    options.add_argument("--litgpt", metavar="PYTHON", help="a Python that has litgpt")
+    options.add_argument("--peers", metavar="PYTHON", help="has litgpt, transformers, accelerate")
     chosen = options.parse_args()
     width, layers, heads, hidden, rows, tokenizer = SHAPES[chosen.shape]
     steps = chosen.steps
@@ -158,21 +161,26 @@ def main() -> None:
                 heads, "--hidden", hidden, "--context", CONTEXT, "--batch-size", rows, "--steps",
                 steps, "--checkpoint-every", 10**6, "--quiet"]  # fmt: skip
         contestants = [
-            Contestant("bigmodel", list(map(str, ours)), lambda: shutil.rmtree(run, True)),
-            Contestant(
-                f"transformers {importlib.metadata.version('transformers')} Trainer, Llama, bf16",
-                [sys.executable, "-c", TRAINER, *map(str, shape), str(binary), str(root / "t")],
-            ),
+            Contestant(name, [*map(str, ours), "--compile", how], lambda: shutil.rmtree(run, True))
+            for name, how in (("bigmodel", "off"), ("bigmodel, compiled", "on"))
         ]
-        if chosen.litgpt:
-            version = subprocess.run(
-                [chosen.litgpt, "-c", "import importlib.metadata as m; print(m.version('litgpt'))"],
-                capture_output=True, text=True, check=True,
-            ).stdout.strip()  # fmt: skip
-            contestants.append(
-                Contestant(f"litgpt {version}, bf16-mixed",
-                           [chosen.litgpt, "-c", LITGPT, *map(str, shape), str(binary)])
-            )  # fmt: skip
+        if chosen.peers:
+            for package, what, script in (
+                ("transformers", "Trainer, Llama, bf16", TRAINER),
+                ("litgpt", "bf16-mixed", LITGPT),
+                ("litgpt", "bf16-mixed, compiled", LITGPT.replace("GPT(config)", COMPILED)),
+            ):
+                show = f"import importlib.metadata as m; print(m.version('{package}'))"
+                version = subprocess.check_output([chosen.peers, "-c", show], text=True).strip()
+                command = [
+                    chosen.peers,
+                    "-c",
+                    script,
+                    *map(str, shape),
+                    str(binary),
+                    str(root / "t"),
+                ]
+                contestants.append(Contestant(f"{package} {version}, {what}", command))
         if chosen.nanogpt:
             peer = root / "nanogpt"
             peer.mkdir()
@@ -194,6 +202,7 @@ def main() -> None:
                            [sys.executable, "train.py", *(f"--{k}={v}" for k, v in flags.items())],
                            cwd=peer)
             )  # fmt: skip
+        starts: dict[str, float] = {}
         found: dict[str, list[float]] = {one.name: [] for one in contestants}
         inner: dict[str, float] = {}
         peaks: list[dict[str, float]] = []
@@ -204,10 +213,10 @@ def main() -> None:
             alternate(contestants, 1)
             for one in contestants:
                 text = one.output[-1]
-                if one.name == "bigmodel":
+                if "bigmodel" in one.name:
                     lines = [json.loads(x) for x in (run / "log.jsonl").read_text().splitlines()]
                     ends = [x["seconds"] for x in lines if "gradient_norm" in x]
-                    seconds = [b - a for a, b in itertools.pairwise(ends)]
+                    seconds = [b - a for a, b in itertools.pairwise([0, *ends])]
                     inner[one.name] = layers * (4 * width**2 + 3 * width * hidden)
                 elif "nanoGPT" in one.name:
                     seconds = [float(x) / 1000 for x in re.findall(r"time ([\d.]+)ms", text)]
@@ -215,23 +224,28 @@ def main() -> None:
                 else:
                     result = bench(text)
                     seconds, inner[one.name] = result["seconds"], result["inner"]
+                starts.setdefault(one.name, seconds[0])  # the first time: no compiler's cache
                 found[one.name].append(rows * CONTEXT / statistics.median(seconds[2:]))
     best = statistics.median(found["bigmodel"])
     print(f"{layers} × {width}, vocabulary {vocabulary:,}, {rows} × {CONTEXT} tokens an update, "
           f"{chosen.rounds} rounds of {steps} updates, {machine()}, "
           f"torch {importlib.metadata.version('torch')}")  # fmt: skip
-    printed = [["", "tokens/s", "inner weights", "CPU s", "bigmodel is"]]
+    fused = statistics.median(found["bigmodel, compiled"])
+    header = ["", "tokens/s", "inner weights", "first update", "bigmodel is", "compiled is"]
+    printed = [header]
     for one in contestants:
-        speed = statistics.median(found[one.name])
-        printed.append([one.name, f"{speed:,.0f} ({min(found[one.name]):,.0f}–"
-                        f"{max(found[one.name]):,.0f})", f"{inner[one.name] / 1e6:.2f} M",
-                        f"{statistics.median(one.cpu):.0f}", f"{best / speed:.2f}×"])  # fmt: skip
+        speeds = found[one.name]
+        speed = statistics.median(speeds)
+        printed.append([
+            one.name, f"{speed:,.0f} ({min(speeds):,.0f}–{max(speeds):,.0f})",
+            f"{inner[one.name] / 1e6:.2f} M", f"{starts[one.name]:.0f} s",
+            f"{best / speed:.2f}×", f"{fused / speed:.2f}×",
+        ])  # fmt: skip
     table(printed)
     flops = 6 * (inner["bigmodel"] + vocabulary * width) + 12 * layers * width * CONTEXT / 2
-    for kind in peaks[0]:
-        peak = statistics.median(p[kind] for p in peaks)
-        print(f"peak of a {kind} matrix product: {peak / 1e9:,.0f} GFLOP/s; "
-              f"bigmodel reaches {best * flops / peak:.0%} of it")  # fmt: skip
+    peak = statistics.median(max(p.values()) for p in peaks)
+    print(f"peak of a 2048³ matrix product: {peak / 1e9:,.0f} GFLOP/s; bigmodel reaches "
+          f"{best * flops / peak:.0%} of it, compiled {fused * flops / peak:.0%}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -173,6 +173,13 @@ class TrainConfig:
         panel="Optimization",
         shown_default="bf16 where the hardware has it",
     )
+    compile: str = option(
+        "auto",
+        "Fuse a transformer's kernels with torch.compile.",
+        choices=("auto", "on", "off"),
+        panel="Optimization",
+        shown_default="on in runs of about 10 minutes and more, where a C++ compiler is found",
+    )
     checkpoint_every: int | None = option(
         None,
         "Steps between checkpoints, each with a validation.",

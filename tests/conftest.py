@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 # as the program does, before torch is loaded: threads that spin while they wait slow all others
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 TINY = (
     "--size", "nano", "--width", "32", "--layers", "1", "--heads", "2", "--context", "32",

@@ -69,9 +69,10 @@ def main() -> None:
     _mend_streams()
     arguments = sys.argv[1:]
     as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
-    # Threads that spin while they wait make a shared machine crawl (measured: 5 times slower with
-    # two other processes about); it has to be said before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for each other spin for a moment before they sleep: for longer, they make a
+    # shared machine crawl (docs/defaults.md). It has to be said before torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGINT, STOP.on_signal)
     signal.signal(signal.SIGTERM, STOP.on_signal)
     code = 0

@@ -34,3 +34,16 @@ def has_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """bf16 computes matrix products in bfloat16; weights stay fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def cannot_compile(device: torch.device) -> str:
+    """Why torch.compile does not work here; nothing if it does."""
+    import torch._inductor.config as inductor
+
+    inductor.fallback_random = True  # dropout draws what it would draw without
+    inductor.compile_threads = 1  # no other processes, which a signal would reach, too
+    try:
+        torch.compile(lambda x: (x + 1).relu(), dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # of many kinds: no compiler, no room, no permission
+        return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    return ""

@@ -9,6 +9,10 @@ from typing import Any
 
 from bigmodel_cli.errors import UsageError, did_you_mean
 
+# positions that attend to each other in plain matrix products on a CPU; the square of more would
+# fill the memory
+LONGEST_PRODUCT = 1024
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -164,7 +168,8 @@ def row_bytes(config: ModelConfig) -> int:
     pass, and logits in fp32 with their gradient. An estimate on the safe side."""
     D, H, T = config.width, config.hidden, config.shape.context
     if config.family == "transformer":
-        layer = 4 * (14 * D + 6 * H) + (T if T > 2048 else 0)
+        seen = 6 * config.heads * T if T <= LONGEST_PRODUCT else T
+        layer = 4 * (14 * D + 6 * H) + seen
     elif config.family == "rnn":
         layer = 4 * 14 * D
     else:

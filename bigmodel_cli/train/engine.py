@@ -82,6 +82,17 @@ class Engine:
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.precision)
 
+    def warm_up(self) -> None:
+        """Has what is compiled compiled now, for each size of micro-batch, and changes nothing."""
+        sizes = {min(self.micro_batch, self.batch_size - row)
+                 for row in range(0, self.batch_size, self.micro_batch)}  # fmt: skip
+        self.model.train()
+        for size in sizes:
+            with self.autocast():
+                loss = self.task.loss_sum(self.model, self.plan.batch(0, size).to(self.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizers.zero()
+
     def step(self, number: int, share: float, stopping: Callable[[], bool]) -> Step | None:
         """Update `number` (from 0) with `share` of the peak learning rate; None if `stopping` said
         so, before anything changed. Raises DivergedError, before the update as well."""
@@ -120,10 +131,11 @@ class Engine:
         number; None if stopped."""
         self.model.eval()
         sums = np.zeros(len(self.task.statistics))
+        eager = torch.compiler.set_stance("force_eager")  # its batches have many shapes
         for batch in self.task.scoring(split, rows, limit):
             if stopping():
                 return None
-            with torch.inference_mode(), self.autocast():
+            with eager, torch.inference_mode(), self.autocast():
                 predictions = self.task.predict(self.model, batch.to(self.device))
             sums += predictions.statistics.sum(0)
         values = {metric.name: float(metric.value(sums)) for metric in self.task.metrics()}

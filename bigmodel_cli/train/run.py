@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, clean, lock
 from bigmodel_cli.config import TrainConfig
-from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
+from bigmodel_cli.errors import (
+    ArtifactError,
+    DataError,
+    FormatError,
+    ResourceError,
+    UsageError,
+)  # fmt: skip
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import (
     SIZES,
     ModelConfig,
+    flops_per_token,
     model_config,
     row_bytes,
 )
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 PREPARE_HINT = "build it again: bigmodel prepare SOURCE --force"
 TOKENS_PER_UPDATE = 2048  # for up to 4 million weights
 CACHE_BYTES = 16 << 20
+COMPILED_SECONDS = 600
+NOMINAL_FLOPS = {"cpu": 150e9, "cuda": 20e12}  # of one thread, or of a GPU by one thread
 RESOLVED = ("micro_batch", "threads")  # not part of what is learned, but of exactness
 
 
@@ -128,6 +137,7 @@ def _train(
     shards = {name: data["splits"][name]["shards"] for name in ("train", "val")}
     train_split, val_split = (Split(workdir.data, shards[name]) for name in ("train", "val"))
     plan = task.plan(train_split, config.seed)
+    known_before = known is not None
     if known is None:
         device = devices.set_up(config.device, config.threads)
         shape = task.shape()
@@ -152,6 +162,7 @@ def _train(
             "device": device.type,
             "length": dataclasses.asdict(length),
         }  # fmt: skip
+        resolved["compile"] = _compile(config, model_shape, resolved, shape.context, context)
         known = {
             "stage": "train", "run": place.name, "task": task.name, "options": options,
             "data_fingerprint": data["fingerprint"],
@@ -165,7 +176,7 @@ def _train(
         context.note(
             f"{config.model} {size}, {model_shape.parameters / 1e6:.1f} M weights; {length.text}; "
             f"{batch} × {shape.context} tokens an update; {resolved['precision']} on "
-            f"{device.type}, {resolved['threads']} threads"
+            f"{device.type}, {resolved['threads']} threads" + ", compiled" * resolved["compile"]
         )
     else:
         manifest.check_files(place.codec, known["codec"], "codec", "bigmodel train --restart")
@@ -201,6 +212,15 @@ def _train(
         task, model, optimizers, plan, device, resolved["precision"], resolved["batch_size"],
         resolved["micro_batch"], config.clip, config.seed,
     )  # fmt: skip
+    if resolved["compile"]:
+        if known_before and (reason := devices.cannot_compile(device)):
+            raise ResourceError(
+                f"the run was begun with compiled kernels, which cannot be had now: {reason}",
+                "mend that, or begin anew with --restart --compile off",
+            )
+        context.emit(Progress("compile", 0, None, ""))
+        model.backbone.compile_parts()  # type: ignore[operator]
+        machine.warm_up()
     return Loop(config, place, context, machine, clock, val_split, state).run()
 
 
@@ -243,6 +263,33 @@ def _batch_size(model: ModelConfig, rows: int, device: str) -> int:
     return int(max(1, min(rows, round(tokens / model.shape.context))))
 
 
+def _compile(
+    config: TrainConfig, model: ModelConfig, resolved: Mapping[str, Any], context: int,
+    told: Context,
+) -> bool:  # fmt: skip
+    """Whether kernels are fused, which takes about 20 seconds before the first update, and then
+    saves a fifth of the time (docs/defaults.md). Raises UsageError for --compile on where it cannot
+    be done."""
+    import torch
+
+    from bigmodel_cli.models.device import cannot_compile
+
+    if config.compile == "off" or model.family != "transformer":
+        return False
+    steps, seconds = resolved["length"]["steps"], resolved["length"]["seconds"]
+    if seconds is None:  # at a guess, which depends on nothing but the configuration
+        flops = 3 * flops_per_token(model) * steps * resolved["batch_size"] * context
+        seconds = flops / (NOMINAL_FLOPS[resolved["device"]] * resolved["threads"])
+    if config.compile == "auto" and seconds < COMPILED_SECONDS:
+        return False
+    reason = cannot_compile(torch.device(resolved["device"]))
+    if reason and config.compile == "on":
+        raise UsageError(f"--compile on: {reason}", "install g++, or leave --compile out")
+    if reason:
+        told.note(f"not compiled: {reason}")
+    return not reason
+
+
 def _micro_batch(config: TrainConfig, model: ModelConfig, batch: int, device: str, memory: int
                  ) -> int:  # fmt: skip
     """Rows at a time: what fits in 40 % of the memory beside weights and optimizer; on a CPU no
@@ -252,7 +299,7 @@ def _micro_batch(config: TrainConfig, model: ModelConfig, batch: int, device: st
     room = max(0, memory * 0.4 - model.parameters * 16)
     most = max(1, int(room // row_bytes(model)))
     if device == "cpu" and model.family != "rnn":  # whose time steps want many rows
-        tokens = max(1024, CACHE_BYTES // (4 * model.shape.vocabulary))
+        tokens = min(2048, max(1024, CACHE_BYTES // (4 * model.shape.vocabulary)))
         most = min(most, max(1, tokens // model.shape.context))
     return -(-batch // -(-batch // most))  # equal parts
 

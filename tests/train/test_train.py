@@ -29,7 +29,7 @@ from bigmodel_cli.errors import (
 from bigmodel_cli.events import Context
 from bigmodel_cli.train import budget
 from bigmodel_cli.train.engine import Engine
-from tests.stages import ROOT, TINY, Events, final_bytes, log, prepare, stories, train
+from tests.stages import ROOT, TINY, Events, bigmodel, final_bytes, log, prepare, stories, train
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,80 @@ def test_a_stopped_run_resumes_to_the_very_same_bytes(
             (r["step"], r["validation"]["loss"]) for r in log(work, "whole") if "validation" in r
         ]
         assert losses == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.2, "precision": "fp32", "micro_batch": 3}])
+def test_compiled_kernels_resume_to_the_same_bytes_and_change_nothing_beyond_rounding(
+    work: Path, options: dict[str, Any]
+) -> None:
+    """In processes of their own, so that each compiles anew."""
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "context": 32, **options}.items()]
+    command = ["train", "-w", str(work), "--threads", "1", "--steps", "6", *flags]
+    stepping = "import bigmodel_cli.train.engine as e, os, signal\ninner = e.Engine.step\n" + (
+        "def step(self, number, *rest):\n"
+        "    done = inner(self, number, *rest)\n"
+        "    if number == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return done\n"
+        "e.Engine.step = step\n"
+        "from bigmodel_cli.cli.app import main\nmain()\n"
+    )
+    for run, compiled in (("whole", "on"), ("eager", "off")):
+        done = bigmodel(*command, "--run", run, "--compile", compiled)
+        assert done.returncode == 0, done.stderr
+        assert ("compiled" in done.stderr) == (compiled == "on")
+    cut = [*command, "--run", "cut", "--compile", "on"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    stopped = subprocess.run([sys.executable, "-c", stepping, *cut], env=env, check=False)
+    assert stopped.returncode == 75
+    assert bigmodel(*cut).returncode == 0
+    assert final_bytes(work, "cut") == final_bytes(work, "whole")
+    losses = {run: [r["loss"] for r in log(work, run) if "loss" in r] for run in ("whole", "eager")}
+    assert losses["whole"] == pytest.approx(losses["eager"], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_nothing_is_compiled_and_asking_for_it_says_why(
+    work: Path, tmp_path: Path
+) -> None:
+    env = {"CXX": str(tmp_path / "nothing"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "context": 32}.items()]
+    done = bigmodel("train", "-w", work, *flags, "--steps", 2, "--compile", "on", env=env)
+    assert done.returncode == 2, done.stderr
+    assert "error: --compile on: " in done.stderr
+    assert "install g++" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = bigmodel("train", "-w", work, *flags, "--minutes", 0.3, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "compiled" not in done.stderr  # too short a run
+
+
+def test_long_runs_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigmodel_cli.models import device
+    from bigmodel_cli.models.sizes import Shape, model_config
+    from bigmodel_cli.train.run import _compile
+
+    monkeypatch.setattr(device, "cannot_compile", lambda _: "")
+    events = Events()
+
+    def compiled(family: str, length: dict[str, float | None], **values: Any) -> bool:
+        shape = Shape(2048, 256, True)
+        resolved = {"length": length, "batch_size": 8, "device": "cpu", "threads": 2}
+        model = model_config(family, "micro", shape)
+        return _compile(TrainConfig(**values), model, resolved, 256, events.context())
+
+    assert compiled("transformer", {"steps": None, "seconds": 1200})
+    assert not compiled("transformer", {"steps": None, "seconds": 300})
+    assert compiled("transformer", {"steps": 100_000, "seconds": None})
+    assert not compiled("transformer", {"steps": 100, "seconds": None})
+    assert compiled("transformer", {"steps": 100, "seconds": None}, compile="on")
+    assert not compiled("transformer", {"steps": 100_000, "seconds": None}, compile="off")
+    assert not compiled("rnn", {"steps": 100_000, "seconds": None})
+    monkeypatch.setattr(device, "cannot_compile", lambda _: "no compiler")
+    assert not compiled("transformer", {"steps": None, "seconds": 1200})
+    assert "not compiled: no compiler" in events.notes
+    with pytest.raises(UsageError, match="no compiler"):
+        compiled("transformer", {"steps": 100, "seconds": None}, compile="on")
 
 
 @pytest.mark.slow
