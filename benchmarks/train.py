@@ -210,8 +210,8 @@ def main() -> None:
             done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True,
                                   check=True)  # fmt: skip
             peaks.append(bench(done.stdout))
-            alternate(contestants, 1)
             for one in contestants:
+                alternate([one], 1)
                 text = one.output[-1]
                 if "bigmodel" in one.name:
                     lines = [json.loads(x) for x in (run / "log.jsonl").read_text().splitlines()]

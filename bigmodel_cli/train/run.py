@@ -212,8 +212,8 @@ def _train(
         task, model, optimizers, plan, device, resolved["precision"], resolved["batch_size"],
         resolved["micro_batch"], config.clip, config.seed,
     )  # fmt: skip
-    if resolved["compile"]:
-        if known_before and (reason := devices.cannot_compile(device)):
+    if resolved.get("compile"):
+        if known_before and (reason := _cannot_compile(device, context)):
             raise ResourceError(
                 f"the run was begun with compiled kernels, which cannot be had now: {reason}",
                 "mend that, or begin anew with --restart --compile off",
@@ -272,8 +272,6 @@ def _compile(
     be done."""
     import torch
 
-    from bigmodel_cli.models.device import cannot_compile
-
     if config.compile == "off" or model.family != "transformer":
         return False
     steps, seconds = resolved["length"]["steps"], resolved["length"]["seconds"]
@@ -282,12 +280,21 @@ def _compile(
         seconds = flops / (NOMINAL_FLOPS[resolved["device"]] * resolved["threads"])
     if config.compile == "auto" and seconds < COMPILED_SECONDS:
         return False
-    reason = cannot_compile(torch.device(resolved["device"]))
+    reason = _cannot_compile(torch.device(resolved["device"]), told)
     if reason and config.compile == "on":
         raise UsageError(f"--compile on: {reason}", "install g++, or leave --compile out")
     if reason:
         told.note(f"not compiled: {reason}")
     return not reason
+
+
+def _cannot_compile(device: Any, context: Context) -> str:
+    from bigmodel_cli.models import device as devices
+
+    reason = devices.cannot_compile(device)
+    if context.stop.requested is not None:  # torch makes a reason of whatever is raised
+        context.stop.raise_()
+    return reason
 
 
 def _micro_batch(config: TrainConfig, model: ModelConfig, batch: int, device: str, memory: int
