@@ -8,7 +8,6 @@ engines know by name) and has no normalizer, so that nothing is lost.
 
 from __future__ import annotations
 
-import codecs
 import functools
 import hashlib
 import itertools
@@ -284,6 +283,16 @@ def load(folder: Path, hint: str = HINT) -> Tokenizer:
     return tokenizer
 
 
+def default_vocabulary(size: int) -> int:
+    """Tokens for `size` bytes of text: 1,024 under half a megabyte, 8,192 under 256, then more."""
+    for limit, tokens in ((1 << 19, 1024), (4 << 20, 2048), (32 << 20, 4096), (256 << 20, 8192)):
+        if size < limit:
+            return tokens
+    if size < 2 << 30:
+        return 16384
+    return 32768
+
+
 def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[], None]], None]
           ) -> Tokenizer:  # fmt: skip
     """A new tokenizer of `kind` (bpe, chars, bytes) with at most `size` tokens.
@@ -376,29 +385,3 @@ def _finish(inner: Any) -> Tokenizer:
         special_tokens=[(ENDOFTEXT, inner.token_to_id(ENDOFTEXT))],
     )
     return Tokenizer(inner)
-
-
-class TextStream:
-    """Text as its tokens come: an incomplete character is held back until it is whole."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.text = ""
-        self._ids: list[int] = []
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, token: int) -> None:
-        if self.tokenizer.byte_level:
-            self.text += self._decoder.decode(self.tokenizer.token_bytes[token])
-        else:
-            self._ids.append(token)
-            text = self.tokenizer.decode(self._ids)
-            if not text.endswith("\ufffd"):
-                self.text = text
-
-    def close(self) -> None:
-        """What is left incomplete becomes U+FFFD."""
-        if self.tokenizer.byte_level:
-            self.text += self._decoder.decode(b"", final=True)
-        else:
-            self.text = self.tokenizer.decode(self._ids)

@@ -144,8 +144,9 @@ def _add_line(raw: bytes, number: int, records: _Records | None, name: str, ledg
 
 
 def _keys(chunk: bytes) -> dict[str, str]:
-    """The keys of the first rows, each with the type of its first value."""
+    """The keys of the first rows, each with the type of its first value that is not null."""
     kinds = {str: "string", int: "number", float: "number"}
+    empty: dict[str, str] = {}
     found: dict[str, str] = {}
     rows = 0
     for raw in io.BytesIO(chunk):
@@ -154,11 +155,13 @@ def _keys(chunk: bytes) -> dict[str, str]:
             if isinstance(row, dict):
                 rows += 1
                 for key, value in row.items():
-                    if value is not None:
+                    if value is None:
+                        empty[key] = "other"
+                    else:
                         found.setdefault(key, kinds.get(type(value), "other"))
         if rows == SHOWN_ROWS:
             break
-    return found
+    return {**empty, **found}
 
 
 def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:

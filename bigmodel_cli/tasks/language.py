@@ -79,16 +79,6 @@ def _texts(parts: Iterator[pa.RecordBatch]) -> Iterator[str]:
     return (text for part in parts for text in part.column("text").to_pylist())
 
 
-def default_vocabulary(size: int) -> int:
-    """Tokens for `size` bytes of text: 1,024 under half a megabyte, 8,192 under 256, then more."""
-    for limit, tokens in ((1 << 19, 1024), (4 << 20, 2048), (32 << 20, 4096), (256 << 20, 8192)):
-        if size < limit:
-            return tokens
-    if size < 2 << 30:
-        return 16384
-    return 32768
-
-
 class Language(Task):
     name = "language"
     Options = LanguageOptions
@@ -140,7 +130,7 @@ class Language(Task):
 
         kind = self.options.tokenizer
         if kind in NEW:
-            vocabulary = self.options.vocab_size or default_vocabulary(size)
+            vocabulary = self.options.vocab_size or tokenizer.default_vocabulary(size)
             asked = f" (--vocab-size {vocabulary})" if kind == "bpe" else ""
             self._tokenizer = tokenizer.train(_texts(sample(SAMPLE_BYTES)), kind, vocabulary, wait)
             learned = f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from bigmodel_cli.artifacts.tokenizer import MASK, TextStream, Tokenizer
+from bigmodel_cli.artifacts.tokenizer import MASK, Tokenizer
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.generate import Decoder, Sampling
 from bigmodel_cli.models.sequence import SequenceModel
@@ -69,6 +70,32 @@ def _number(
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+class TextStream:
+    """Text as its tokens come: an incomplete character is held back until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.text = ""
+        self._ids: list[int] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> None:
+        if self.tokenizer.byte_level:
+            self.text += self._decoder.decode(self.tokenizer.token_bytes[token])
+        else:
+            self._ids.append(token)
+            text = self.tokenizer.decode(self._ids)
+            if not text.endswith("\ufffd"):
+                self.text = text
+
+    def close(self) -> None:
+        """What is left incomplete becomes U+FFFD."""
+        if self.tokenizer.byte_level:
+            self.text += self._decoder.decode(b"", final=True)
+        else:
+            self.text = self.tokenizer.decode(self._ids)
 
 
 def write(

@@ -12,8 +12,9 @@ import pytest
 import tokenizers
 
 from bigmodel_cli.artifacts import tokenizer as subject
-from bigmodel_cli.artifacts.tokenizer import SPECIALS, TextStream, Tokenizer, bring, load, train
+from bigmodel_cli.artifacts.tokenizer import SPECIALS, Tokenizer, bring, load, train
 from bigmodel_cli.errors import ArtifactError, UsageError
+from bigmodel_cli.tasks.requests import TextStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -172,6 +172,17 @@ ODD_LINES = [
 ]  # fmt: skip
 
 
+def test_columns_are_known_by_name_where_the_first_rows_are_null(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK", 16)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": null, "id": 1}\n' * 9 + '{"text": "a line", "id": 2}\n')
+    ledger = Ledger()
+    assert documents(path, ledger=ledger) == [None] * 9 + ["a line"]
+    assert ledger == Ledger()
+
+
 def test_json_lines_read_at_once_are_those_read_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

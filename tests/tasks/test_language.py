@@ -14,11 +14,11 @@ import torch
 
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.artifacts.shards import Columns, ShardWriter, Split
-from bigmodel_cli.artifacts.tokenizer import train
+from bigmodel_cli.artifacts.tokenizer import default_vocabulary, train
 from bigmodel_cli.errors import ArtifactError, DataError, UsageError
 from bigmodel_cli.tasks import Rows, load_task, save_task, task_class, task_keys
 from bigmodel_cli.tasks.clean import clean_text, text_column
-from bigmodel_cli.tasks.language import PASSES, Language, LanguageOptions, default_vocabulary
+from bigmodel_cli.tasks.language import PASSES, Language, LanguageOptions
 from bigmodel_cli.tasks.packing import IGNORED, Sequences
 
 if TYPE_CHECKING:
