@@ -187,6 +187,16 @@ class TrainConfig:
         panel="Checkpoints",
         shown_default="a tenth of the run, at most 1,000 steps or 15 minutes",
     )
+    verify_resume: int | None = option(
+        None,
+        "Prove it: train so many steps whole, and again with a kill −9 and a resume, compare every "
+        "byte, and keep neither.",
+        minimum=3,
+        panel="Checkpoints",
+        identity=False,
+        metavar="STEPS",
+        shown_default="",
+    )
     keep: int = option(
         2, "Checkpoints kept beside the best one.", minimum=1, panel="Checkpoints", identity=False
     )

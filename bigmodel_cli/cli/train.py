@@ -50,8 +50,21 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     task = place.read_data()["task"]
     names = {key.name for key in keys(task_class(task).Options, "train")}
     options = {name: value for name, value in config.values.items() if name in names}
+    built = config.build(TrainConfig)
+    if built.verify_resume:
+        from bigmodel_cli.train.verify import verify
+
+        with running(common) as context:
+            proof = verify(built, options, place, context)
+        if common["json_"]:
+            render.document(proof)
+        else:
+            print(f"verified: killed after step {proof['killed_after']}, resumed from "
+                  f"{proof['resumed_from']}, and after {proof['steps']} steps the same bytes "
+                  f"({proof['sha256'][:12]}): " + ", ".join(proof["compared"]))  # fmt: skip
+        return
     with running(common) as context:
-        done = train(config.build(TrainConfig), options, place, run, context)
+        done = train(built, options, place, run, context)
     if common["json_"]:
         render.document(
             {

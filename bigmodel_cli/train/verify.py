@@ -1,0 +1,100 @@
+"""The proof that a run resumes exactly: on one's own data and options, with a real kill −9."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.workdir import Run, Workdir
+from bigmodel_cli.config import TrainConfig
+from bigmodel_cli.errors import BigmodelError, GateError
+from bigmodel_cli.events import Context, Note, Progress
+from bigmodel_cli.train.run import run
+
+TIMES = ("elapsed", "reserve", "log_bytes")  # of a checkpoint's state: no two runs have the same
+
+
+def verify(
+    config: TrainConfig, task_options: Mapping[str, Any], workdir: Workdir, context: Context
+) -> dict[str, Any]:
+    """Trains --verify-resume steps whole, and again with a kill −9 past the middle, between two
+    checkpoints, and a resume in a new process; nothing of both is kept. Says what was compared.
+
+    Raises GateError when a byte differs, and what training raises.
+    """
+    steps = config.verify_resume or 0
+    config = dataclasses.replace(
+        config, steps=steps, epochs=None, tokens=None, minutes=None, restart=False,
+        checkpoint_every=max(1, steps // 3), verify_resume=None,
+    )  # fmt: skip
+    killed_after = steps // 2 + 1
+    with manifest.storage(workdir.root), tempfile.TemporaryDirectory(
+        prefix=manifest.TEMPORARY, dir=workdir.root
+    ) as name:  # fmt: skip
+        scratch = Workdir(Path(name))
+        scratch.data.symlink_to(workdir.data.absolute())
+        context.note(f"{steps} steps, whole")
+        run(config, task_options, scratch, "whole", context)
+        context.note(f"{steps} steps, with a kill −9 after step {killed_after}")
+        arguments = (config, dict(task_options), scratch.root, killed_after)
+        _child(arguments, -signal.SIGKILL)
+        last = checkpoint.names(scratch.run("cut").checkpoints)[-1:]
+        _child((*arguments[:3], 0), 0)
+        whole, cut = (_found(scratch.run(name)) for name in ("whole", "cut"))
+    differing = [what for what in whole if whole[what] != cut[what]]
+    if differing:
+        raise GateError(
+            f"the run that was killed after step {killed_after} is not the whole one: "
+            + ", ".join(differing) + " differ",
+            "on a GPU some kernels are not deterministic; else please report it",
+        )  # fmt: skip
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return {"verified": True, "steps": steps, "killed_after": killed_after,
+            "resumed_from": last[0] if last else "the beginning", "compared": sorted(whole),
+            "sha256": digest}  # fmt: skip
+
+
+def _child(arguments: tuple[Any, ...], wanted: int) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=arguments)
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()
+    if process.exitcode != wanted:
+        raise BigmodelError(f"a run ended with code {process.exitcode} instead of {wanted}")
+
+
+def _train(config: TrainConfig, options: dict[str, Any], root: Path, kill_after: int) -> None:
+    """Trains the run `cut`, until it kills itself (0: never)."""
+
+    def emit(event: Note | Progress) -> None:
+        step = event.fields.get("step") if isinstance(event, Progress) else None
+        if step == f"{kill_after:,}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(config, options, Workdir(root), "cut", Context(emit))
+
+
+def _found(place: Run) -> dict[str, Any]:
+    """What must be the same: the hashes of the tensors, the state, and each step's losses."""
+    folder = place.checkpoints / checkpoint.names(place.checkpoints)[-1]
+    state = {k: v for k, v in checkpoint.read_state(folder).items() if k not in TIMES}
+    state.pop("checksum", None)
+    lines = [json.loads(line) for line in place.log.read_text("utf-8").splitlines()]
+    return {
+        "weights": manifest.sha256(folder / checkpoint.MODEL),
+        "optimizer": manifest.sha256(folder / checkpoint.OPTIMIZER),
+        "state": state,
+        "losses": [(x["step"], x.get("loss"), x.get("gradient_norm"), x.get("validation"))
+                   for x in lines],
+    }  # fmt: skip
