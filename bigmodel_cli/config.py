@@ -190,7 +190,7 @@ class TrainConfig:
     verify_resume: int | None = option(
         None,
         "Prove it: train so many steps whole, and again with a kill −9 and a resume, compare every "
-        "byte, and keep neither.",
+        "byte, and keep neither. Say --compile on to prove that of a long run.",
         minimum=3,
         panel="Checkpoints",
         identity=False,

@@ -53,6 +53,12 @@ class ShardWriter:
         self._thread = ThreadPoolExecutor(1)
         self._writing: list[Future[dict[str, Any]]] = []
 
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)  # nothing is written after what failed
+
     def add(self, columns: Columns) -> None:
         if columns.count:
             self._pending.append(columns)

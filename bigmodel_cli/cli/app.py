@@ -100,6 +100,8 @@ def main() -> None:
     except BaseException as error:
         # what a library makes of a signal that it met in the middle of its import is no bug
         met = STOP.requested is not None and as_known(error) is None
+        if met:
+            Workdir(_workdir()).keep_traceback(error)
         code = _show(STOP.error() if met else error, as_json)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -61,7 +61,8 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         else:
             print(f"verified: killed after step {proof['killed_after']}, resumed from "
                   f"{proof['resumed_from']}, and after {proof['steps']} steps the same bytes "
-                  f"({proof['sha256'][:12]}): " + ", ".join(proof["compared"]))  # fmt: skip
+                  f"({proof['sha256'][:12]}): " + ", ".join(proof["compared"])
+                  + (", compiled" if proof["compiled"] else ""))  # fmt: skip
         return
     with running(common) as context:
         done = train(built, options, place, run, context)

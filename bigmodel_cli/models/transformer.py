@@ -156,7 +156,7 @@ class Transformer(nn.Module):
         mask = None
         if segments_BT is not None:
             mask = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
-        elif causal and x_BTD.device.type == "cpu" and T <= LONGEST_PRODUCT:
+        elif x_BTD.device.type == "cpu" and T <= LONGEST_PRODUCT:
             mask = torch.ones(B, 1, T, T, dtype=torch.bool)  # so that `attend` has one form
         if causal and mask is not None:
             mask = mask & torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()

@@ -121,7 +121,9 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
         pa.LargeStringArray.from_buffers(1, offsets, whole).validate(full=True)  # all is UTF-8
         table = pyarrow.json.read_json(
             pa.BufferReader(whole),
-            pyarrow.json.ReadOptions(block_size=max(BLOCK, 2 * longest)),  # blocks go to all cores
+            pyarrow.json.ReadOptions(
+                block_size=min(max(BLOCK, 2 * longest), 2**31 - 1)
+            ),  # blocks go to all cores
             pyarrow.json.ParseOptions(types, unexpected_field_behavior="ignore"),
         )
     except ARROW:
@@ -134,11 +136,18 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
 def _add_line(raw: bytes, number: int, records: _Records | None, name: str, ledger: Ledger) -> None:
     """One line that may be anything."""
     try:
-        row = json.loads(raw, parse_int=float)  # which takes any number of digits
-        if not isinstance(row, dict) or records is None:
+        if records is None:
             raise ValueError
-        records.add([row.get(column) for column in records.names.values()], number)
-    except (ValueError, RecursionError):
+        columns = list(records.names.values())
+        try:
+            row = json.loads(raw, parse_int=float)  # which takes any number of digits
+        except RecursionError:  # Arrow takes any depth
+            found = _parsed(raw, columns)
+            row = found and {name: part[0].as_py() for name, part in zip(columns, found)}
+        if not isinstance(row, dict):
+            raise ValueError
+        records.add([row.get(column) for column in columns], number)
+    except ValueError:
         ledger.came_in(1, len(raw))
         ledger.drop("malformed", len(raw), f"{name}, line {number}")
 
@@ -151,12 +160,12 @@ def _keys(chunk: bytes) -> dict[str, str]:
     rows = 0
     for raw in io.BytesIO(chunk):
         with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(raw)
+            row = json.loads(raw, parse_int=float)
             if isinstance(row, dict):
                 rows += 1
                 for key, value in row.items():
                     if value is None:
-                        empty[key] = "other"
+                        empty[key] = "null"
                     else:
                         found.setdefault(key, kinds.get(type(value), "other"))
         if rows == SHOWN_ROWS:

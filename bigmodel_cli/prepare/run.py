@@ -197,17 +197,18 @@ def _build(
     splits: dict[str, Any] = {}
     total, done = sum(spool.bytes.values()), 0
     for split in SPLITS:
-        writer = ShardWriter(staging, split)
         tokens = 0
-        for part, size in spool.parts(split):
-            columns = task.encode(part)
-            tokens += sum(len(columns.values[name]) for name in columns.lengths)
-            writer.add(columns)
-            done += size
-            context.emit(Progress("encode", done, total, "B"))
+        with ShardWriter(staging, split) as writer:
+            for part, size in spool.parts(split):
+                columns = task.encode(part)
+                tokens += sum(len(columns.values[name]) for name in columns.lengths)
+                writer.add(columns)
+                done += size
+                context.emit(Progress("encode", done, total, "B"))
+            shards = writer.close()
         splits[split] = {
             "units": spool.units[split], "bytes": spool.bytes[split], "tokens": tokens,
-            "content": spool.content[split].hexdigest(), "shards": writer.close(),
+            "content": spool.content[split].hexdigest(), "shards": shards,
         }  # fmt: skip
     for remark in task.remarks():
         context.warn(remark)

@@ -28,7 +28,7 @@ def as_column(values: NDArray[Any]) -> pa.Array:
 
 
 def as_array(column: pa.Array) -> NDArray[Any]:
-    """The values of an Arrow array of numbers or booleans without nulls: (n,)."""
+    """The values of an Arrow array of whole numbers or booleans without nulls: (n,)."""
     data = column.buffers()[1] or b""
     if pa.types.is_boolean(column.type):
         values = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(bool)
@@ -47,12 +47,12 @@ def text_column(found: Mapping[str, str], wanted: str, where: str) -> str:
         if wanted not in found:
             raise DataError(f"{where} has no column `{wanted}`", f"it has {columns}")
         return wanted
-    for name in TEXT_NAMES:
-        if name in found:
-            return name
+    known = [name for name in TEXT_NAMES if name in found]
     strings = [name for name, kind in found.items() if kind == "string"]
-    if len(strings) == 1:
-        return strings[0]
+    empty = [name for name in known if found[name] == "null"]  # in all rows that were looked at
+    for names in ([name for name in known if name not in empty], strings, empty):
+        if len(names) == 1 or (names and names is not strings):
+            return names[0]
     raise DataError(
         f"{where}: which column is the text?", f"say --text-column NAME; it has {columns}"
     )

@@ -78,6 +78,7 @@ class Engine:
     micro_batch: int
     clip: float
     seed: int
+    compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.precision)
@@ -131,13 +132,16 @@ class Engine:
         number; None if stopped."""
         self.model.eval()
         sums = np.zeros(len(self.task.statistics))
-        eager = torch.compiler.set_stance("force_eager")  # its batches have many shapes
-        for batch in self.task.scoring(split, rows, limit):
-            if stopping():
-                return None
-            with eager, torch.inference_mode(), self.autocast():
-                predictions = self.task.predict(self.model, batch.to(self.device))
-            sums += predictions.statistics.sum(0)
+        eager = contextlib.nullcontext()
+        if self.compiled:  # its batches have many shapes
+            eager = torch.compiler.set_stance("force_eager")
+        with eager:
+            for batch in self.task.scoring(split, rows, limit):
+                if stopping():
+                    return None
+                with torch.inference_mode(), self.autocast():
+                    predictions = self.task.predict(self.model, batch.to(self.device))
+                sums += predictions.statistics.sum(0)
         values = {metric.name: float(metric.value(sums)) for metric in self.task.metrics()}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 

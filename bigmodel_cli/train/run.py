@@ -79,7 +79,8 @@ def _clear(place: Run) -> None:
 def _agree(place: Run, options: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration, if it is the one asked for. Raises UsageError: what differs."""
     known = place.read_config()
-    differing = manifest.changes(known["options"], options)
+    before = {**identity(TrainConfig()), **known["options"]}  # options that came later
+    differing = manifest.changes(before, options)
     if known["data_fingerprint"] != data["fingerprint"]:
         differing.append("the data were prepared anew")
     if differing:
@@ -210,7 +211,7 @@ def _train(
     clock.reserve = state.get("reserve", 0.0)
     machine = engine.Engine(
         task, model, optimizers, plan, device, resolved["precision"], resolved["batch_size"],
-        resolved["micro_batch"], config.clip, config.seed,
+        resolved["micro_batch"], config.clip, config.seed, bool(resolved.get("compile")),
     )  # fmt: skip
     if resolved.get("compile"):
         if known_before and (reason := _cannot_compile(device, context)):

@@ -7,14 +7,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
-from bigmodel_cli.artifacts.workdir import Run, Workdir
+from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import BigmodelError, GateError
 from bigmodel_cli.events import Context, Note, Progress
@@ -37,19 +37,23 @@ def verify(
         checkpoint_every=max(1, steps // 3), verify_resume=None,
     )  # fmt: skip
     killed_after = steps // 2 + 1
-    with manifest.storage(workdir.root), tempfile.TemporaryDirectory(
-        prefix=manifest.TEMPORARY, dir=workdir.root
-    ) as name:  # fmt: skip
-        scratch = Workdir(Path(name))
-        scratch.data.symlink_to(workdir.data.absolute())
-        context.note(f"{steps} steps, whole")
-        run(config, task_options, scratch, "whole", context)
-        context.note(f"{steps} steps, with a kill −9 after step {killed_after}")
-        arguments = (config, dict(task_options), scratch.root, killed_after)
-        _child(arguments, -signal.SIGKILL)
-        last = checkpoint.names(scratch.run("cut").checkpoints)[-1:]
-        _child((*arguments[:3], 0), 0)
-        whole, cut = (_found(scratch.run(name)) for name in ("whole", "cut"))
+    scratch = Workdir(workdir.root / f"{manifest.TEMPORARY}verify")
+    with lock(scratch.root):
+        try:
+            _clear(scratch)
+            scratch.data.symlink_to(workdir.data.absolute())
+            context.note(f"{steps} steps, whole")
+            run(config, task_options, scratch, "whole", context)
+            context.note(f"{steps} steps, with a kill −9 after step {killed_after}")
+            arguments = (config, dict(task_options), scratch.root, killed_after)
+            _child(arguments, -signal.SIGKILL)
+            last = checkpoint.names(scratch.run("cut").checkpoints)[-1:]
+            _child((*arguments[:3], 0), 0)
+            compiled = scratch.run("whole").read_config()["resolved"]["compile"]
+            whole, cut = (_found(scratch.run(name)) for name in ("whole", "cut"))
+        finally:
+            _clear(scratch)
+    shutil.rmtree(scratch.root, ignore_errors=True)
     differing = [what for what in whole if whole[what] != cut[what]]
     if differing:
         raise GateError(
@@ -60,7 +64,14 @@ def verify(
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return {"verified": True, "steps": steps, "killed_after": killed_after,
             "resumed_from": last[0] if last else "the beginning", "compared": sorted(whole),
+            "compiled": compiled,
             "sha256": digest}  # fmt: skip
+
+
+def _clear(scratch: Workdir) -> None:
+    """Leaves nothing of an earlier proof, which may have been killed."""
+    scratch.data.unlink(missing_ok=True)
+    shutil.rmtree(scratch.root / "runs", ignore_errors=True)
 
 
 def _child(arguments: tuple[Any, ...], wanted: int) -> None:
@@ -70,12 +81,14 @@ def _child(arguments: tuple[Any, ...], wanted: int) -> None:
         process.join()
     finally:
         process.kill()
+        process.join()
     if process.exitcode != wanted:
         raise BigmodelError(f"a run ended with code {process.exitcode} instead of {wanted}")
 
 
 def _train(config: TrainConfig, options: dict[str, Any], root: Path, kill_after: int) -> None:
-    """Trains the run `cut`, until it kills itself (0: never)."""
+    """Trains the run `cut`, until it kills itself (0: never). Ctrl-C is its parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def emit(event: Note | Progress) -> None:
         step = event.fields.get("step") if isinstance(event, Progress) else None

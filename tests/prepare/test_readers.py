@@ -183,6 +183,26 @@ def test_columns_are_known_by_name_where_the_first_rows_are_null(
     assert ledger == Ledger()
 
 
+def test_a_column_of_nulls_gives_way_to_one_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": null, "content": "real words"}\n' * 3)
+    assert documents(path) == ["real words"] * 3
+
+
+def test_numbers_of_any_length_are_no_reason_to_drop_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"id": {"1" * 5000}, "text": "a line"}}\n' * 3)
+    assert documents(path) == ["a line"] * 3
+
+
+@pytest.mark.parametrize("beside", ["", "malformed\n"])
+def test_deep_rows_are_kept_whatever_stands_beside_them(tmp_path: Path, beside: str) -> None:
+    path = tmp_path / "a.jsonl"
+    deep = "[" * 50_000 + "]" * 50_000
+    path.write_text(f'{{"text": "a"}}\n{{"x": {deep}, "text": "deep"}}\n{beside}')
+    assert documents(path) == ["a", "deep"]
+
+
 def test_json_lines_read_at_once_are_those_read_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -91,6 +92,15 @@ def test_a_stopped_run_resumes_to_the_very_same_bytes(
             (r["step"], r["validation"]["loss"]) for r in log(work, "whole") if "validation" in r
         ]
         assert losses == whole
+
+
+def test_a_run_from_before_an_option_came_resumes(work: Path) -> None:
+    train(work, "old", steps=2)
+    path = Workdir(work).run("old").config
+    document = json.loads(path.read_bytes())
+    del document["checksum"], document["options"]["compile"], document["resolved"]["compile"]
+    manifest.write_json(path, document)
+    assert train(work, "old", steps=2).fresh
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,7 @@ def test_a_killed_run_is_proved_to_resume_and_nothing_is_kept(
     assert proof["verified"] is True
     assert proof["killed_after"] == steps // 2 + 1
     assert proof["resumed_from"].startswith("step-")
+    assert proof["compiled"] is False
     assert proof["compared"] == ["losses", "optimizer", "state", "weights"]
     assert [path.name for path in work.iterdir()] == ["data"]
 
