@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,19 +30,6 @@ from bigmodel_cli.events import Context
 from bigmodel_cli.train import budget
 from bigmodel_cli.train.engine import Engine
 from tests.stages import ROOT, TINY, Events, bigmodel, final_bytes, log, prepare, stories, train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 stories, prepared."""
-    folder = tmp_path_factory.mktemp("data")
-    prepare(folder / "work", stories(folder, 160), vocab_size=400)
-    return folder / "work"
-
-
-@pytest.fixture
-def work(data: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(data, tmp_path / "work"))
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> Context:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +13,7 @@ from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import GateError
 from bigmodel_cli.events import Context
 from bigmodel_cli.train import verify as subject
-from tests.stages import TINY, bigmodel, prepare, stories
+from tests.stages import TINY, bigmodel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,18 +26,6 @@ KINDS: list[list[str]] = [
     ["--objective", "masked", "--optimizer", "adamw"],
     ["--model", "rnn", "--objective", "masked", "--cell", "gru"],
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare(folder / "work", stories(folder, 160), vocab_size=400)
-    return folder / "work"
-
-
-@pytest.fixture
-def work(data: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(data, tmp_path / "work")
 
 
 def in_process(work: Path, steps: int = 3) -> dict[str, Any]:
