@@ -244,7 +244,9 @@ class DeployConfig:
     host: str = option("127.0.0.1", "Address to serve on.", identity=False)
     port: int = option(8000, "Port; 0 takes a free one.", minimum=0, maximum=65535, identity=False)
     precision: str = option(
-        "fp32", "Precision to serve in.", choices=("fp32", "bf16"), identity=False
+        "fp32",
+        "Precision that the bundle answers in; the receipt says what fewer bits cost.",
+        choices=("fp32", "bf16", "int8"),
     )
     device: str = option("auto", DEVICE, choices=DEVICES, identity=False)
     threads: int = option(
@@ -273,6 +275,11 @@ class PredictConfig:
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable).", metavar="TEXT")
     seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
     batch_size: int = option(32, "Requests answered at a time.", minimum=1, maximum=4096)
-    precision: str = option("fp32", "Precision to compute in.", choices=("fp32", "bf16"))
+    precision: str = option(
+        "auto",
+        "Precision to compute in.",
+        choices=("auto", "fp32", "bf16", "int8"),
+        shown_default="the bundle's own",
+    )
     device: str = option("auto", DEVICE, choices=DEVICES)
     threads: int = option(0, THREADS, minimum=0, maximum=4096, shown_default="all cores")

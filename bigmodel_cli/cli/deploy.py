@@ -20,7 +20,7 @@ HELP = """Export a checkpoint as a bundle, and prove that it answers as the chec
 
     bigmodel deploy
 
-    bigmodel deploy --checkpoint last --serve --port 8080
+    bigmodel deploy --precision int8 --serve --port 8080
 
 The bundle of a causal transformer loads in transformers, vLLM and other engines with no custom
 code; rnn, mlp and masked models load in bigmodel alone, and say so. receipt.json holds the proof.
@@ -81,5 +81,10 @@ def show(folder: Path, receipt: Mapping[str, Any], layout: str, fresh: bool) -> 
                   f"{proof['greedy_tokens']} greedy tokens the same")  # fmt: skip
         else:
             print(f"  {loader}: {proof['proof']}")
+    if "precision" in receipt:
+        effect = receipt["precision"]
+        metric, name = effect["metric"], effect["name"]
+        print(f"  answers in {name}: {metric} {effect[name]:.5g} on held-out {receipt['split']} "
+              f"rows, {effect['fp32']:.5g} in fp32")  # fmt: skip
     if not receipt["evaluated"]:
         print("  These weights were not evaluated; the model card says so.")

@@ -23,6 +23,8 @@ HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
 
     bigmodel train --run lstm --model rnn --cell lstm --size mini --epochs 3 --batch-size 64
 
+    torchrun --nproc-per-node 2 -m -- bigmodel_cli train    (several GPUs, or machines)
+
 A run that was stopped goes on where it was, to the very same weights; a finished one is up to
 date; one begun with other options is not touched (--restart, or another --run).
 
@@ -44,6 +46,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     config = settle("train", known, flags, common)
     if config is None:
         return
+    from bigmodel_cli.train import parallel
     from bigmodel_cli.train.run import run as train
 
     place = Workdir(workdir)
@@ -66,6 +69,8 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         return
     with running(common) as context:
         done = train(built, options, place, run, context)
+    if not parallel.leads():
+        return
     if common["json_"]:
         render.document(
             {

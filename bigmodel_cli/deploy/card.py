@@ -87,6 +87,10 @@ def card(
     shown = ", ".join(f"`{n}`" for n in names[:10])
     lines += ["", f"Sources: {shown}" + (f" and {len(names) - 10:,} more" if names[10:] else "")]
     lines += ["", "## Proof", "", f"Proof of export: {receipt['transformers']['proof']}.", ""]
+    if effect := receipt.get("precision"):
+        name, metric = effect["name"], effect["metric"]
+        lines += [f"Answers in {name}: {metric} {effect[name]:.5g} where fp32 has "
+                  f"{effect['fp32']:.5g}.", ""]  # fmt: skip
     lines += [
         f"- data `{data['fingerprint']}`", f"- training `{training['fingerprint']}`",
         f"- weights `{receipt['weights']}`", "",

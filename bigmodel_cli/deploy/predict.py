@@ -10,7 +10,8 @@ from typing import Any
 from bigmodel_cli.artifacts import checkpoint
 from bigmodel_cli.artifacts.manifest import check_file, read_json
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
-from bigmodel_cli.models.device import autocast, set_up
+from bigmodel_cli.models.device import set_up
+from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import build
 from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.tasks import Request, load_task
@@ -24,9 +25,10 @@ class Predictor:
     """A bundle, verified and loaded. `task` checks and answers; `name` is the model's."""
 
     def __init__(
-        self, folder: Path, device: str = "auto", threads: int = 0, precision: str = "fp32"
+        self, folder: Path, device: str = "auto", threads: int = 0, precision: str = "auto"
     ) -> None:
-        """Raises ArtifactError when the bundle is missing or corrupt."""
+        """precision `auto`: the bundle's own. Raises ArtifactError when the bundle is missing or
+        corrupt, UsageError for a precision that the model cannot have."""
         from bigmodel_cli.deploy.huggingface import native_weights
 
         self.manifest = read_json(folder / BUNDLE, "bundle", "make one: bigmodel deploy")
@@ -37,6 +39,7 @@ class Predictor:
             config = ModelConfig.from_json(self.manifest["model"])
             self.name = str(self.manifest["name"])
             layout = self.manifest["layout"]
+            own = str(self.manifest.get("precision", "fp32"))  # which older bundles do not say
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"the bundle `{folder}` is corrupt: {error!r}", HINT) from None
         path = folder / checkpoint.MODEL
@@ -44,8 +47,8 @@ class Predictor:
         if layout == "huggingface":
             weights = native_weights(weights, config)
         self.device = set_up(device, threads)
-        self.precision = precision
-        self.model = build(config, weights, str(path)).to(self.device)
+        model = build(config, weights, str(path)).to(self.device)
+        self.model = lower(model, own if precision == "auto" else precision)
 
     def request(self, document: Any, defaults: Mapping[str, Any]) -> Request:
         """Checks one request. Raises DataError."""
@@ -60,8 +63,7 @@ class Predictor:
         self, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
         """(request, new text, the whole answer once it is finished), as they come."""
-        with autocast(self.device, self.precision):
-            yield from self.task.answer(self.model, requests)
+        yield from self.task.answer(self.model, requests)
 
     def answer_lines(
         self, lines: Sequence[bytes], defaults: Mapping[str, Any]

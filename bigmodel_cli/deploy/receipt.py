@@ -13,10 +13,13 @@ from bigmodel_cli.errors import BigmodelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.tasks import Task
 
 TEXTS = 4
 CONTINUATION = 32
+TOKENS, ROWS = 1 << 15, 8  # of which fewer bits are judged, and how many rows at a time
 TOLERANCE = 1e-3  # logits; rounding alone gives about 1e-5
 Continue = Callable[["Tensor", int], list[int]]
 
@@ -77,6 +80,28 @@ def greedy(model: SequenceModel) -> Continue:
         return [decoder.step()[0][1] for _ in range(count)]
 
     return write
+
+
+def effect(task: Task, model: SequenceModel, precision: str, split: Split) -> dict[str, Any]:
+    """What fewer bits cost: the task's headline metric on held-out rows, in fp32 and so."""
+    import copy
+
+    import numpy as np
+    import torch
+
+    from bigmodel_cli.models.precision import lower
+
+    metric = task.metrics()[0]
+    limit = max(8, TOKENS // model.config.shape.context)
+    values: dict[str, float] = {}
+    for name in ("fp32", precision):
+        lowered = lower(copy.deepcopy(model), name)
+        sums = np.zeros(len(task.statistics))
+        with torch.inference_mode():
+            for batch in task.scoring(split, ROWS, limit):
+                sums += task.predict(lowered, batch).statistics.sum(0)
+        values[name] = float(metric.value(sums))
+    return {"name": precision, "metric": metric.name, "rows": limit, **values}
 
 
 def transformers_proof(

@@ -62,7 +62,10 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
                 f"run `{name}` was trained on other data than are in `{workdir.data}` now",
                 "train on these: bigmodel train --restart, or another --run",
             )
-        return _build(path, state, training, data, evaluation, print_, workdir, place, context)
+        return _build(
+            path, state, training, data, evaluation, print_, config.precision, workdir, place,
+            context,
+        )  # fmt: skip
 
 
 def _transformers_version() -> str | None:
@@ -106,8 +109,8 @@ def _old(folder: Path, fingerprint: str) -> Deployed | None:
 
 def _build(
     path: Path, state: Mapping[str, Any], training: Mapping[str, Any], data: Mapping[str, Any],
-    evaluation: dict[str, Any] | None, fingerprint: str, workdir: Workdir, place: Run,
-    context: Context,
+    evaluation: dict[str, Any] | None, fingerprint: str, precision: str, workdir: Workdir,
+    place: Run, context: Context,
 ) -> Deployed:  # fmt: skip
     context.emit(Progress("load", 0, None, ""))
     from bigmodel_cli.deploy import huggingface
@@ -140,7 +143,7 @@ def _build(
         context.note(f"this {shape.family} is loadable by bigmodel alone")
     context.emit(Progress("write", 0, None, ""))
     checkpoint.save_tensors(staging / checkpoint.MODEL, exported)
-    receipt = _receipt(model, task, staging, portable, data, workdir, context)
+    receipt = _receipt(model, task, staging, portable, precision, data, workdir, context)
     receipt |= {
         "run": place.name, "checkpoint": path.name,
         "weights": state["files"][checkpoint.MODEL]["sha256"],
@@ -154,7 +157,8 @@ def _build(
         staging / BUNDLE,
         {
             "name": name, "task": task.name, "model": shape.to_json(),
-            "layout": "huggingface" if portable else "native", "fingerprint": fingerprint,
+            "layout": "huggingface" if portable else "native", "precision": precision,
+            "fingerprint": fingerprint,
             "training": training["fingerprint"], "data_fingerprint": data["fingerprint"],
             "files": files,
         },
@@ -174,12 +178,13 @@ def _pretty(document: Mapping[str, Any]) -> bytes:
 
 
 def _receipt(
-    model: Any, task: Task, staging: Path, portable: bool, data: Mapping[str, Any],
-    workdir: Workdir, context: Context,
+    model: Any, task: Task, staging: Path, portable: bool, precision: str,
+    data: Mapping[str, Any], workdir: Workdir, context: Context,
 ) -> dict[str, Any]:  # fmt: skip
     """Loads what was written, by both ways that users load it, and compares with the checkpoint."""
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.deploy import huggingface, receipt
+    from bigmodel_cli.models.precision import lower
     from bigmodel_cli.models.sequence import build
 
     context.emit(Progress("prove", 0, None, ""))
@@ -189,7 +194,7 @@ def _receipt(
     weights = checkpoint.load_tensors(staging / checkpoint.MODEL)
     if portable:
         weights = huggingface.native_weights(weights, model.config)
-    again = build(model.config, weights, str(staging))
+    again = lower(build(model.config, weights, str(staging)), "fp32")  # as `predict` has it
     result: dict[str, Any] = {
         "split": held_out,
         "bigmodel": {
@@ -201,6 +206,8 @@ def _receipt(
         result["transformers"] = receipt.transformers_proof(staging, model, texts, words)
     else:
         result["transformers"] = {"proof": "none: loadable by bigmodel alone"}
+    if precision != "fp32":
+        result["precision"] = receipt.effect(task, model, precision, split)
     if not str(result["transformers"]["proof"]).startswith(("passed", "none")):
         context.warn(f"the proof with transformers was {result['transformers']['proof']}")
     return result

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bigmodel_cli.models import fused
+
 
 class RMSNorm(nn.Module):
-    """y = w · x / √(mean(x²) + ε) over the last axis, computed in fp32 (Zhang & Sennrich 2019)."""
+    """`fused.rms_norm` with a weight of its own."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -15,9 +17,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        return fused.rms_norm(x, self.weight, self.eps)
 
 
 def linear(inputs: int, outputs: int, *, zero: bool = False) -> nn.Linear:
@@ -28,15 +28,17 @@ def linear(inputs: int, outputs: int, *, zero: bool = False) -> nn.Linear:
     return layer
 
 
-def rotary_angles(positions_BT: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE's angles, each (B, 1, T, H): Su et al. 2021, halves not interleaved."""
+def rotary_angles(
+    positions_BT: Tensor, head_width: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of RoPE's angles, each (B, 1, T, H): Su et al. 2021, halves not interleaved. The
+    first half of sin is negative, as `rotate` wants it."""
     power = torch.arange(0, head_width, 2, device=positions_BT.device) / head_width
     angles = positions_BT[:, None, :, None].float() * theta**-power
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
 def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Applies RoPE: pairs are (i, i + H/2)."""
-    first, second = x_BNTH.chunk(2, -1)
-    return x_BNTH * cos.to(x_BNTH.dtype) + torch.cat([-second, first], -1) * sin.to(x_BNTH.dtype)
+    return torch.addcmul(x_BNTH * cos, x_BNTH.roll(x_BNTH.shape[-1] // 2, -1), sin)

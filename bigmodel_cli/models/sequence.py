@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigmodel_cli.errors import ArtifactError
+from bigmodel_cli.models import fused
 from bigmodel_cli.models.embed import RMSNorm
 from bigmodel_cli.models.mlp import FeedForward
 from bigmodel_cli.models.rnn import Recurrent
@@ -42,15 +43,22 @@ class SequenceModel(nn.Module):
         self.embed = nn.Embedding(vocabulary, width)
         self.backbone = BACKBONES[config.family](config)
         self.norm = RMSNorm(width)
-        self.head = None if config.tied else nn.Linear(width, vocabulary, bias=False)
+        self.head: nn.Module | None = (
+            None if config.tied else nn.Linear(width, vocabulary, bias=False)
+        )
         with torch.no_grad():
             self.embed.weight.normal_(std=0.02)
             if self.head is not None:
                 self.head.weight.normal_(std=0.02)
 
+    @property
+    def table(self) -> Tensor:
+        """(V, D): what the last layer is multiplied by."""
+        return self.embed.weight if self.head is None else self.head.weight  # type: ignore[return-value]
+
     def _logits(self, x: Tensor) -> Tensor:
-        weight = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(x), weight)
+        x = self.norm(x)
+        return F.linear(x, self.table) if self.head is None else self.head(x)
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Logits (B, T, V). Positions of different segments in one row do not see each other;
@@ -60,6 +68,17 @@ class SequenceModel(nn.Module):
     def features(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """The normed last layer (B, T, D)."""
         return self.norm(self.backbone(self.embed(tokens_BT), segments_BT))  # type: ignore[no-any-return]
+
+    def loss_sum(
+        self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> Tensor:
+        """The sum of −log p(target) in nats over the positions whose target is not negative."""
+        x_MD = self.features(tokens_BT, segments_BT).flatten(0, 1)
+        targets_M = targets_BT.flatten()
+        real = targets_M >= 0
+        if real.device.type == "cpu" and not real.all():  # where one need not wait to know it
+            x_MD, targets_M = x_MD[real], targets_M[real]
+        return fused.cross_entropy(x_MD, self.table, targets_M)
 
     def start(self, slots: int) -> State:
         """The empty state of `slots` independent texts, for `extend`. Causal models only."""

@@ -8,11 +8,13 @@ K key and value heads, H head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigmodel_cli.models import fused
 from bigmodel_cli.models.embed import RMSNorm, linear, rotary_angles, rotate
 from bigmodel_cli.models.sizes import LONGEST_PRODUCT, ModelConfig
 
@@ -21,17 +23,29 @@ ROPE_THETA = 10_000.0
 
 @dataclass
 class Cache:
-    """Keys and values of each slot so far: per layer (B, K, S, H); `lengths_B` positions hold."""
+    """Keys and values of each slot so far: per layer (B, K, S, H); `lengths_B` positions hold.
+    even: that number, while it is the same for all slots."""
 
     keys: list[Tensor]
     values: list[Tensor]
     lengths_B: Tensor
+    even: int | None = 0
 
     def select(self, indices: Tensor) -> None:
         """Keeps, repeats or reorders slots."""
         self.keys = [k[indices] for k in self.keys]
         self.values = [v[indices] for v in self.values]
         self.lengths_B = self.lengths_B[indices]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where new positions go in (B, K, S, H): `put` is an index, for which `axes` of (B, K, T, H)
+    are exchanged; the first `end` positions hold then."""
+
+    put: tuple[Any, ...]
+    axes: tuple[int, int]
+    end: int
 
 
 def attend(
@@ -76,7 +90,7 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None,
         causal: bool,
-        cache: tuple[Cache, int, Tensor] | None,
+        cache: tuple[Tensor, Tensor, Places] | None,
     ) -> Tensor:
         B, T, D = x_BTD.shape
         N, K, H = self.heads, self.kv_heads, self.head_width
@@ -85,22 +99,13 @@ class Attention(nn.Module):
         k_BKTH = rotate(self.k_norm(k.view(B, T, K, H)).transpose(1, 2), *rotary)
         v_BKTH = v.view(B, T, K, H).transpose(1, 2)
         if cache is not None:
-            store, layer, positions_BT = cache
-            slots = torch.arange(B, device=x_BTD.device)[:, None]
-            store.keys[layer][slots, :, positions_BT] = k_BKTH.transpose(1, 2).to(
-                store.keys[layer].dtype
-            )
-            store.values[layer][slots, :, positions_BT] = v_BKTH.transpose(1, 2).to(
-                store.values[layer].dtype
-            )
-            assert mask is not None
-            S = mask.shape[-1]
-            k_BKTH, v_BKTH = store.keys[layer][:, :, :S], store.values[layer][:, :, :S]
-        v_BKTH = v_BKTH.to(q_BNTH.dtype)
-        k_BKTH = k_BKTH.to(q_BNTH.dtype)
+            keys_BKSH, values_BKSH, places = cache
+            keys_BKSH[places.put] = k_BKTH.transpose(*places.axes).to(keys_BKSH.dtype)
+            values_BKSH[places.put] = v_BKTH.transpose(*places.axes).to(keys_BKSH.dtype)
+            k_BKTH, v_BKTH = keys_BKSH[:, :, : places.end], values_BKSH[:, :, : places.end]
         dropout = self.dropout if self.training else 0.0
         if x_BTD.device.type == "cpu" and T > 1 and k_BKTH.shape[2] <= LONGEST_PRODUCT:
-            y_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, causal and cache is None, dropout)
+            y_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, causal, dropout)
         else:
             y_BNTH = F.scaled_dot_product_attention(
                 q_BNTH, k_BKTH, v_BKTH, mask, dropout, causal and mask is None, enable_gqa=K != N
@@ -126,13 +131,13 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None,
         causal: bool,
-        cache: tuple[Cache, int, Tensor] | None = None,
+        cache: tuple[Tensor, Tensor, Places] | None = None,
     ) -> Tensor:
         x_BTD = x_BTD + self.dropout(
             self.attention(self.attention_norm(x_BTD), rotary, mask, causal, cache)
         )
-        gate, up = self.gate_up(self.feed_norm(x_BTD)).chunk(2, -1)
-        return x_BTD + self.dropout(self.down(F.silu(gate) * up))  # type: ignore[no-any-return]
+        fed = fused.swiglu(self.gate_up(self.feed_norm(x_BTD)))
+        return x_BTD + self.dropout(self.down(fed))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -161,7 +166,7 @@ class Transformer(nn.Module):
         if causal and mask is not None:
             mask = mask & torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
         positions = torch.arange(T, device=x_BTD.device)[None]
-        rotary = rotary_angles(positions, self.config.head_width, ROPE_THETA)
+        rotary = self._rotary(positions, x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, rotary, mask, causal)
         return x_BTD
@@ -176,18 +181,33 @@ class Transformer(nn.Module):
             torch.zeros(slots, dtype=torch.long, device=device),
         )
 
+    def _rotary(self, positions_BT: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = fused.product_dtype(x)
+        return rotary_angles(positions_BT, self.config.head_width, ROPE_THETA, dtype)
+
     def extend(self, cache: Cache, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
         """Appends `lengths_B` positions to each slot (rows padded on the right)."""
         T = x_BTD.shape[1]
         context = self.config.shape.context
-        positions_BT = cache.lengths_B[:, None] + torch.arange(T, device=x_BTD.device)
-        S = min(context, int(cache.lengths_B.max()) + T)
-        keys_S = torch.arange(S, device=x_BTD.device)
-        mask = keys_S <= positions_BT[:, None, :, None]
-        rotary = rotary_angles(positions_BT, self.config.head_width, ROPE_THETA)
-        # padding may point past the end; what it writes is overwritten before it is seen
-        places = positions_BT.clamp(max=context - 1)
+        new_T = torch.arange(T, device=x_BTD.device)
+        mask = None
+        if cache.even is not None and bool((lengths_B == T).all()):  # all slots are alike
+            begin, cache.even = cache.even, cache.even + T
+            positions_BT = begin + new_T[None]
+            places = Places((slice(None), slice(None), slice(begin, begin + T)), (1, 1), begin + T)
+        else:
+            cache.even = None
+            positions_BT = cache.lengths_B[:, None] + new_T
+            slots = torch.arange(len(x_BTD), device=x_BTD.device)[:, None]
+            # padding may point past the end; what it writes is overwritten before it is seen
+            put = (slots, slice(None), positions_BT.clamp(max=context - 1))
+            places = Places(put, (1, 2), min(context, int(cache.lengths_B.max()) + T))
+        if T > 1 or cache.even is None:
+            keys_S = torch.arange(places.end, device=x_BTD.device)
+            mask = keys_S <= positions_BT[:, None, :, None]
+        rotary = self._rotary(positions_BT, x_BTD)
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rotary, mask, True, (cache, layer, places))
+            kept = cache.keys[layer], cache.values[layer], places
+            x_BTD = block(x_BTD, rotary, mask, False, kept)
         cache.lengths_B = cache.lengths_B + lengths_B
         return x_BTD

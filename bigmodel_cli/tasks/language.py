@@ -204,12 +204,7 @@ class Language(Task):
         return PackedPlan(order, self.tokenizer if self.masked else None)
 
     def loss_sum(self, model: SequenceModel, batch: Batch) -> Tensor:
-        import torch.nn.functional as F
-
-        logits_BTV = model(**batch.inputs)
-        return F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), batch.targets.flatten(), reduction="sum"
-        )
+        return model.loss_sum(targets_BT=batch.targets, **batch.inputs)
 
     # evaluate --------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import UsageError
+from bigmodel_cli.train import parallel
 
 DEFAULT_MINUTES = 5.0
 
@@ -51,33 +52,33 @@ def length(config: TrainConfig, rows_per_epoch: int, batch_size: int, context: i
 
 
 class Clock:
-    """How far a run is. `elapsed` accumulates over resumes; `reserve` is kept for the end: the
-    last validation and saving, as long as they took at worst so far."""
+    """How far a run is. `elapsed`: its seconds over all of its processes, when they were last
+    looked at; all ranks see the same. `reserve` is kept for the end: the last validation and
+    saving, as long as they took at worst so far."""
 
     def __init__(self, length: Length, elapsed: float, began: float) -> None:
         self.length = length
         self.reserve = 0.0
-        self._before = elapsed
-        self._began = began
-        self._last = began
+        self.elapsed = elapsed
+        self._offset = elapsed - began
+        self._last = elapsed
         self._step_seconds = 0.0
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds of the run so far, over all of its processes."""
-        return self._before + time.monotonic() - self._began
+    def look(self) -> float:
+        """Takes the time."""
+        self.elapsed = parallel.told(time.monotonic() + self._offset)
+        return self.elapsed
 
     def tick(self) -> float:
         """Called after each update: the seconds that one takes, lately."""
-        now = time.monotonic()
-        took, self._last = now - self._last, now
-        mean = self._step_seconds
+        before, self._last = self._last, self.look()
+        took, mean = self._last - before, self._step_seconds
         self._step_seconds = 0.9 * mean + 0.1 * took if mean else took
         return self._step_seconds
 
     def pause(self) -> None:
         """Called after a validation or checkpoint, which is no part of a step's time."""
-        self._last = time.monotonic()
+        self._last = self.look()
 
     def progress(self, step: int) -> float:
         """From 0 to 1, before update number `step`."""

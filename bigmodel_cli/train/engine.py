@@ -26,6 +26,7 @@ from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.models.device import autocast
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.tasks import Plan, Task
+from bigmodel_cli.train import parallel
 from bigmodel_cli.train.optim import Optimizers
 
 
@@ -48,8 +49,9 @@ def hardware(device: torch.device) -> dict[str, Any]:
         name = next(line.split(":")[1].strip() for line in lines if "model name" in line)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    return {"device": device.type, "name": name, "torch": torch.__version__.split("+")[0],
-            "simd": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+    found = {"device": device.type, "name": name, "torch": torch.__version__.split("+")[0],
+             "simd": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+    return found | ({"ranks": parallel.world()} if parallel.world() > 1 else {})
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -85,8 +87,9 @@ class Engine:
 
     def warm_up(self) -> None:
         """Has what is compiled compiled now, for each size of micro-batch, and changes nothing."""
-        sizes = {min(self.micro_batch, self.batch_size - row)
-                 for row in range(0, self.batch_size, self.micro_batch)}  # fmt: skip
+        begin, end = parallel.share(self.batch_size)
+        sizes = {min(self.micro_batch, end - row)
+                 for row in range(begin, end, self.micro_batch)}  # fmt: skip
         self.model.train()
         for size in sizes:
             with self.autocast():
@@ -99,22 +102,28 @@ class Engine:
         so, before anything changed. Raises DivergedError, before the update as well."""
         self.model.train()
         # what is random in a step (dropout) depends on the step alone: resuming needs no state
-        torch.manual_seed(hash((self.seed, number)) & 0x7FFF_FFFF_FFFF)
+        key = (self.seed, number) if parallel.leads() else (self.seed, number, parallel.rank())
+        torch.manual_seed(hash(key) & 0x7FFF_FFFF_FFFF)
         first = number * self.batch_size
+        begin, end = parallel.share(self.batch_size)
         batches = [
-            self.plan.batch(first + row, min(self.micro_batch, self.batch_size - row))
-            for row in range(0, self.batch_size, self.micro_batch)
+            self.plan.batch(first + row, min(self.micro_batch, end - row))
+            for row in range(begin, end, self.micro_batch)
         ]
-        terms = max(1, sum(batch.terms for batch in batches))
-        loss = 0.0
+        asked, terms = parallel.total(stopping(), sum(batch.terms for batch in batches))
+        if asked:
+            return None
+        terms, loss = max(1, terms), 0.0
         for batch in batches:
-            if stopping():
+            if parallel.world() == 1 and stopping():
                 self.optimizers.zero()
                 return None
             with self.autocast():
                 part = self.task.loss_sum(self.model, batch.to(self.device)) / terms
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
+        parallel.sum_gradients(self.model.parameters())
+        (loss,) = parallel.total(loss)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizers.zero()
@@ -123,7 +132,7 @@ class Engine:
                 "the last checkpoint is good; try --restart with a lower --learning-rate",
             )
         self.optimizers.step(share)
-        return Step(loss, norm, terms)
+        return Step(loss, norm, int(terms))
 
     def validate(
         self, split: Split, rows: int, limit: int, stopping: Callable[[], bool]
@@ -136,12 +145,16 @@ class Engine:
         if self.compiled:  # its batches have many shapes
             eager = torch.compiler.set_stance("force_eager")
         with eager:
-            for batch in self.task.scoring(split, rows, limit):
-                if stopping():
+            for number, batch in enumerate(self.task.scoring(split, rows, limit)):
+                turn = number % parallel.world()
+                if not turn and parallel.any_(stopping()):
                     return None
+                if turn != parallel.rank():
+                    continue
                 with torch.inference_mode(), self.autocast():
                     predictions = self.task.predict(self.model, batch.to(self.device))
                 sums += predictions.statistics.sum(0)
+        sums = np.array(parallel.total(*sums))
         values = {metric.name: float(metric.value(sums)) for metric in self.task.metrics()}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
@@ -16,6 +16,7 @@ from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import flops_per_token
+from bigmodel_cli.train import parallel
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.shards import Split
@@ -71,6 +72,7 @@ class Loop:
         self.every = config.checkpoint_every
         if self.every is None and clock.length.steps is not None:
             self.every = min(MOST_STEPS, -(-clock.length.steps // EVALUATIONS))
+        clock.look()
         self.parts = max(EVALUATIONS, math.ceil((clock.length.seconds or 0) / MOST_SECONDS))
         self.part = math.floor(clock.progress(self.step) * self.parts)  # of the time
         self.speed = 0.0  # tokens per second, lately
@@ -79,6 +81,9 @@ class Loop:
 
         dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
         self.peak = peak_flops(engine.device, dtype)
+        self.leads = parallel.leads()
+        if not self.leads:
+            return
         place.folder.mkdir(parents=True, exist_ok=True)
         if state:  # also when the record is damaged
             checkpoint.mark_best(place.checkpoints, self.best["name"], self.best.get("loss"))
@@ -87,7 +92,8 @@ class Loop:
                 file.truncate(min(state.get("log_bytes", 0), place.log.stat().st_size))
 
     def run(self) -> Trained:
-        with self.context.stop.deferred(), self.place.log.open("a", encoding="utf-8") as log:
+        path = self.place.log if self.leads else Path(os.devnull)
+        with self.context.stop.deferred(), path.open("a", encoding="utf-8") as log:
             self.log = log
             self.clock.pause()  # loading is no part of a step's time
             done = self.clock.done(self.step)
@@ -112,14 +118,19 @@ class Loop:
                 self._save(finished=True)
             if not self.finished and self._stopping():
                 self.context.stop.raise_()
-        shown = checkpoint.read_state(self.place.checkpoints / self.best["name"])
+        best = self.place.checkpoints / self.best["name"]
+        shown = parallel.lead(lambda: checkpoint.read_state(best)["validation"] or {})
         return Trained(
-            self.place.name, self.best["name"], self.step, self.tokens, self.clock.elapsed,
-            shown["validation"] or {}, fresh=False,
+            self.place.name, self.best["name"], self.step, self.tokens, self.clock.elapsed, shown,
+            fresh=False,
         )  # fmt: skip
 
-    def _stopping(self) -> bool:
+    def _asked(self) -> bool:
+        """Whether this rank was asked to stop."""
         return self.context.stop.requested is not None
+
+    def _stopping(self) -> bool:
+        return parallel.any_(self._asked())
 
     def _due(self) -> bool:
         """Whether a checkpoint falls on this step: every so many, or every tenth of the time."""
@@ -137,7 +148,7 @@ class Loop:
         share = rate(progress, self.step, clock.length.steps, config.warmup, config.decay)
         if self.decay_began is None and progress >= 1 - config.decay:
             self.decay_began = self.step
-        done = self.engine.step(self.step, share, self._stopping)
+        done = self.engine.step(self.step, share, self._asked)
         if done is None:
             return False
         self.step += 1
@@ -173,12 +184,12 @@ class Loop:
             self.log.flush()
 
     def _validate_and_save(self, finished: bool) -> None:
-        began = time.monotonic()
+        began = self.clock.look()
         self.validation = None
         if len(self.val):
             limit = max(8, VALIDATION_TOKENS // self.row_tokens)
             rows = max(1, self.engine.micro_batch)
-            self.validation = self.engine.validate(self.val, rows, limit, self._stopping)
+            self.validation = self.engine.validate(self.val, rows, limit, self._asked)
         if self.validation is not None:
             if self.validation["loss"] is None:
                 raise DivergedError(
@@ -190,18 +201,24 @@ class Loop:
             self._write({"step": self.step, "validation": values, "tokens": self.tokens,
                          "seconds": round(self.clock.elapsed, 3)})  # fmt: skip
         self._save(finished and not self._stopping())
-        self.clock.reserve = max(self.clock.reserve, time.monotonic() - began)
         self.clock.pause()
+        self.clock.reserve = max(self.clock.reserve, self.clock.elapsed - began)
 
     def _save(self, finished: bool) -> None:
-        with manifest.storage(self.place.log):
-            self.log.flush()
-            os.fsync(self.log.fileno())
+        self.clock.look()
         name = f"step-{self.step:08d}"
         loss = self.validation["loss"] if self.validation else None
         better = loss is not None and loss < self.best.get("loss", float("inf"))
         if better or not self.best or not len(self.val):
             self.best = {"name": name, **({} if loss is None else {"loss": loss})}
+        if self.leads:
+            self._write_checkpoint(name, finished)
+        self.saved, self.finished = self.step, finished
+
+    def _write_checkpoint(self, name: str, finished: bool) -> None:
+        with manifest.storage(self.place.log):
+            self.log.flush()
+            os.fsync(self.log.fileno())
         state = {
             "tokens": self.tokens, "elapsed": self.clock.elapsed, "reserve": self.clock.reserve,
             "decay_began": self.decay_began, "position": self.step * self.engine.batch_size,
@@ -217,4 +234,3 @@ class Loop:
             )  # fmt: skip
         checkpoint.mark_best(self.place.checkpoints, self.best["name"], self.best.get("loss"))
         checkpoint.prune(self.place.checkpoints, self.config.keep, self.best["name"])
-        self.saved, self.finished = self.step, finished

@@ -17,7 +17,7 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy import receipt
 from bigmodel_cli.deploy.huggingface import export_weights, native_weights
 from bigmodel_cli.deploy.predict import Predictor
-from bigmodel_cli.errors import ArtifactError, BigmodelError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, UsageError
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import ModelConfig, Shape, model_config
 from tests.stages import bigmodel, deploy, evaluate, prepare, stories, train
@@ -80,6 +80,32 @@ def test_other_models_say_that_bigmodel_alone_loads_them(trained: Path, run: str
         [json.dumps({"prompt": prompt, "max_tokens": 5}).encode()], {}
     )
     assert answer["text"]
+
+
+@pytest.mark.parametrize("run", ["default", "mlp", "masked"])
+def test_what_fewer_bits_cost_is_in_the_receipt(work: Path, run: str) -> None:
+    wide = deploy(work, run)
+    assert "precision" not in wide.receipt
+    done = deploy(work, run, precision="int8")
+    assert not done.fresh  # another precision is another bundle
+    effect = done.receipt["precision"]
+    assert effect["name"] == "int8"
+    assert effect["metric"] == ("pseudo_perplexity" if run == "masked" else "bits_per_byte")
+    assert effect["int8"] != effect["fp32"]
+    assert effect["int8"] == pytest.approx(effect["fp32"], rel=0.02)
+    assert f"Answers in int8: {effect['metric']}" in (done.folder / "README.md").read_text("utf-8")
+    assert deploy(work, run, precision="int8").fresh
+    kinds = [{type(m).__name__ for m in Predictor(done.folder, "cpu", 1, precision).model.modules()}
+             for precision in ("auto", "fp32")]  # fmt: skip
+    assert "Int8Linear" in kinds[0]  # the bundle's own
+    assert "Int8Linear" not in kinds[1]
+
+
+def test_a_precision_that_a_model_cannot_have_is_refused(work: Path) -> None:
+    deploy(work, "rnn")
+    with pytest.raises(UsageError, match="a recurrent model cannot have"):
+        deploy(work, "rnn", precision="int8")
+    assert Predictor(Workdir(work).run("rnn").bundle, "cpu").task.name == "language"
 
 
 def test_a_bundle_needs_nothing_else(work: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.artifacts.shards import Columns, ShardWriter, Split
 from bigmodel_cli.artifacts.tokenizer import default_vocabulary, train
 from bigmodel_cli.errors import ArtifactError, DataError, UsageError
+from bigmodel_cli.models.sequence import SequenceModel
+from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import Rows, load_task, save_task, task_class, task_keys
 from bigmodel_cli.tasks.clean import clean_text, text_column
 from bigmodel_cli.tasks.language import PASSES, Language, LanguageOptions
@@ -428,8 +430,6 @@ def test_statistics_of_a_uniform_model_are_known(tmp_path: Path) -> None:
         predictions = made.predict(model, batch)
         sums += predictions.statistics.sum(0)
         np.add.at(unit_bytes, predictions.units, predictions.statistics[:, 2])
-        loss = made.loss_sum(model, batch).item()
-        assert loss == pytest.approx(predictions.statistics[:, 0].sum(), rel=1e-5)
     targets = int((Sequences.of(split).lengths - 1).sum())
     size = int(split.column("bytes").sum())
     assert unit_bytes.tolist() == split.column("bytes").tolist()
@@ -442,20 +442,21 @@ def test_statistics_of_a_uniform_model_are_known(tmp_path: Path) -> None:
 
 def test_the_loss_is_a_sum_however_rows_are_batched(tmp_path: Path) -> None:
     made = task(context=12)
-    plan = made.plan(split_of(tmp_path, made, PARTS), 0)
+    split = split_of(tmp_path, made, PARTS)
+    plan = made.plan(split, 0)
     torch.manual_seed(0)
-    table_ = torch.randn(made.tokenizer.size, made.tokenizer.size)
-
-    def model(tokens_BT: torch.Tensor, segments_BT: Any = None) -> torch.Tensor:
-        del segments_BT
-        return table_[tokens_BT]
-
+    config = model_config("rnn", "nano", made.shape(), width=16, layers=1, heads=1)
+    model = SequenceModel(config)
     sums = []
     for size in (1, 2, 4, 8):
         parts = [plan.batch(first, size) for first in range(0, 8, size)]
-        sums.append(sum(made.loss_sum(model, part).item() for part in parts))  # type: ignore[arg-type]
+        sums.append(sum(made.loss_sum(model, part).item() for part in parts))
         assert sum(part.terms for part in parts) == plan.batch(0, 8).terms
     assert sums == pytest.approx([sums[0]] * 4, rel=1e-6)
+    with torch.inference_mode():
+        for batch in batches(made, split, 5):  # and it is what evaluation scores
+            nats = made.predict(model, batch).statistics[:, 0].sum()
+            assert made.loss_sum(model, batch).item() == pytest.approx(nats, rel=1e-5)
 
 
 def test_baselines_score_every_byte_of_the_split_once(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_without_a_compiler_nothing_is_compiled_and_asking_for_it_says_why(
 def test_long_runs_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from bigmodel_cli.models import device
     from bigmodel_cli.models.sizes import Shape, model_config
-    from bigmodel_cli.train.run import _compile
+    from bigmodel_cli.train.resolve import _compile
 
     monkeypatch.setattr(device, "cannot_compile", lambda _: "")
     events = Events()

@@ -1,0 +1,135 @@
+"""Parts of a model whose gradient is written out, so that few passes over memory compute it.
+
+Autograd would keep and read again what these compute anew. Legend: M positions, D width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# logits that are in work at a time: as many as stay in a processor's cache, or keep a GPU busy
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would compute products of `x` in."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def written_out() -> bool:
+    """Whether there is a gradient to write out, and no compiler that fuses better."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w · x / √(mean(x²) + ε) over the last axis, computed in fp32 (Zhang & Sennrich 2019)."""
+    if written_out():
+        return RMSNormFunction.apply(x, weight, eps, product_dtype(x))  # type: ignore[no-any-return, no-untyped-call]
+    full = wide(x)
+    scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + eps)
+    return (full * scale * weight).to(x.dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(g) · u of the halves (g, u) of the last axis (Shazeer 2020)."""
+    if written_out():
+        return SwiGLUFunction.apply(gate_up)  # type: ignore[no-any-return, no-untyped-call]
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul(up)
+
+
+def cross_entropy(x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
+    """Σ −log softmax(x·Wᵀ)[target] in nats over positions whose target is not negative."""
+    return CrossEntropyFunction.apply(x_MD, weight_VD, targets_M)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """With x̂ = x / √(mean(x²) + ε) and v = w · dy: dx = (v − x̂ · mean(x̂ · v)) / √(…) and
+    dw = Σ dy · x̂. The result has the type that the next product wants."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        full = wide(x)
+        norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        y: Tensor = (full * scale).mul_(weight).to(dtype)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        normed, dy = wide(x) * scale, wide(gradients[0])
+        product = dy * normed
+        mean = (product @ weight).div_(-x.shape[-1]).unsqueeze(-1)
+        dw = product.flatten(0, -2).sum(0)
+        dx = (dy * weight).addcmul_(normed, mean).mul_(scale)
+        return dx.to(x.dtype), dw, None, None
+
+
+class SwiGLUFunction(torch.autograd.Function):
+    """Its gradient is written into one array, where autograd would join two."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        dy = gradients[0]
+        out = torch.empty_like(gate_up)
+        d_gate, d_up = out.chunk(2, -1)
+        torch.mul(dy, F.silu(gate), out=d_up)
+        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=d_gate)
+        return out
+
+
+class CrossEntropyFunction(torch.autograd.Function):
+    """The logits become their gradient, softmax − one-hot, as soon as they are known, some rows at
+    a time; nothing else of their size is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
+        dtype = product_dtype(x_MD)
+        kind = x_MD.device.type
+        with torch.autocast(kind, enabled=False):
+            x, weight = x_MD.to(dtype), weight_VD.to(dtype)
+            logits_MV = x @ weight.T
+            total = torch.zeros((), dtype=wide(x_MD[:0]).dtype, device=x.device)
+            rows = max(1, CHUNK[kind] // len(weight))
+            for begin in range(0, len(x), rows):
+                part = logits_MV[begin : begin + rows]
+                targets = targets_M[begin : begin + rows, None]
+                index, real = targets.clamp(min=0), targets >= 0
+                shares = F.log_softmax(wide(part), -1)
+                total -= (shares.gather(1, index) * real).sum()
+                shares.exp_()
+                shares.scatter_(1, index, shares.gather(1, index) - 1)
+                part.copy_(shares.mul_(real))
+        ctx.save_for_backward(x, weight, logits_MV)
+        ctx.dtypes = x_MD.dtype, weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, d_logits = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            dx, dw = (d_logits @ weight).to(ctx.dtypes[0]), (d_logits.T @ x).to(ctx.dtypes[1])
+        return dx.mul_(gradients[0]), dw.mul_(gradients[0]), None
