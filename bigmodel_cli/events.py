@@ -43,7 +43,8 @@ class Stop:
         self._deferred = False
 
     def on_signal(self, number: int, _frame: object = None) -> None:
-        second = self.requested is not None
+        # SIGTERM may come twice: a launcher passes on what its processes got as well
+        second = self.requested is not None and number == signal.SIGINT
         self.requested = number
         if second or not self._deferred:
             self.raise_()
@@ -59,7 +60,7 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Signals set `requested` instead of raising; a second one raises after all."""
+        """Signals set `requested` instead of raising; a second Ctrl-C raises after all."""
         self._deferred = True
         try:
             yield

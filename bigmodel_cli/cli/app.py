@@ -99,7 +99,8 @@ def main() -> None:
         code = _show(error_, as_json)
     except BaseException as error:
         # what a library makes of a signal that it met in the middle of its import is no bug
-        met = STOP.requested is not None and as_known(error) is None
+        met = STOP.requested is not None and not isinstance(error, SystemExit)
+        met = met and as_known(error) is None
         if met:
             Workdir(_workdir()).keep_traceback(error)
         code = _show(STOP.error() if met else error, as_json)
@@ -114,6 +115,10 @@ def _show(error: BaseException, as_json: bool) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     known = as_known(error)
+    if os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
+        as_json = False  # one document in all, and what rank 0 says as well is said once
+        if known and not isinstance(known, ResourceError):
+            return known.code
     if known is None:
         path = Workdir(_workdir()).keep_traceback(error)
         where = f"; the traceback is in `{path}`" if path else ""

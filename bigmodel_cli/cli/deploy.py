@@ -83,8 +83,10 @@ def show(folder: Path, receipt: Mapping[str, Any], layout: str, fresh: bool) -> 
             print(f"  {loader}: {proof['proof']}")
     if "precision" in receipt:
         effect = receipt["precision"]
-        metric, name = effect["metric"], effect["name"]
-        print(f"  answers in {name}: {metric} {effect[name]:.5g} on held-out {receipt['split']} "
-              f"rows, {effect['fp32']:.5g} in fp32")  # fmt: skip
+        from bigmodel_cli.evaluate.report import figure
+
+        low, full = (figure(effect[name]) for name in (effect["name"], "fp32"))
+        print(f"  answers in {effect['name']}: {effect['metric']} {low} on held-out text, "
+              f"{full} in fp32")  # fmt: skip
     if not receipt["evaluated"]:
         print("  These weights were not evaluated; the model card says so.")

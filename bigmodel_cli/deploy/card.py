@@ -88,9 +88,12 @@ def card(
     lines += ["", f"Sources: {shown}" + (f" and {len(names) - 10:,} more" if names[10:] else "")]
     lines += ["", "## Proof", "", f"Proof of export: {receipt['transformers']['proof']}.", ""]
     if effect := receipt.get("precision"):
-        name, metric = effect["name"], effect["metric"]
-        lines += [f"Answers in {name}: {metric} {effect[name]:.5g} where fp32 has "
-                  f"{effect['fp32']:.5g}.", ""]  # fmt: skip
+        low, full = (
+            "–" if effect[name] is None else f"{effect[name]:.5g}"
+            for name in (effect["name"], "fp32")
+        )
+        lines += [f"Answers in {effect['name']}: {effect['metric']} {low} where fp32 has {full}."]
+        lines.append("")
     lines += [
         f"- data `{data['fingerprint']}`", f"- training `{training['fingerprint']}`",
         f"- weights `{receipt['weights']}`", "",

@@ -46,6 +46,8 @@ class Predictor:
         weights = checkpoint.load_tensors(path, "bundle", HINT)
         if layout == "huggingface":
             weights = native_weights(weights, config)
+        if precision == "auto" and own == "int8" and device == "auto":
+            device = "cpu"  # a GPU has no kernels for what the bundle asks
         self.device = set_up(device, threads)
         model = build(config, weights, str(path)).to(self.device)
         self.model = lower(model, own if precision == "auto" else precision)

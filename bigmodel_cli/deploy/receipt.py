@@ -82,9 +82,13 @@ def greedy(model: SequenceModel) -> Continue:
     return write
 
 
-def effect(task: Task, model: SequenceModel, precision: str, split: Split) -> dict[str, Any]:
-    """What fewer bits cost: the task's headline metric on held-out rows, in fp32 and so."""
+def effect(
+    task: Task, model: SequenceModel, precision: str, split: Split, rows: int
+) -> dict[str, Any]:
+    """What fewer bits cost: the task's headline metric on held-out text, in fp32 and so; None where
+    it is no number. rows: most of them at a time."""
     import copy
+    import math
 
     import numpy as np
     import torch
@@ -93,15 +97,18 @@ def effect(task: Task, model: SequenceModel, precision: str, split: Split) -> di
 
     metric = task.metrics()[0]
     limit = max(8, TOKENS // model.config.shape.context)
-    values: dict[str, float] = {}
+    values: dict[str, float | None] = {}
+    terms = 0
     for name in ("fp32", precision):
         lowered = lower(copy.deepcopy(model), name)
         sums = np.zeros(len(task.statistics))
         with torch.inference_mode():
-            for batch in task.scoring(split, ROWS, limit):
+            for batch in task.scoring(split, min(rows, ROWS), limit):
                 sums += task.predict(lowered, batch).statistics.sum(0)
-        values[name] = float(metric.value(sums))
-    return {"name": precision, "metric": metric.name, "rows": limit, **values}
+                terms += batch.terms
+        value = float(metric.value(sums))
+        values[name] = value if math.isfinite(value) else None
+    return {"name": precision, "metric": metric.name, "terms": terms // 2, **values}
 
 
 def transformers_proof(

@@ -18,6 +18,7 @@ from bigmodel_cli.tasks import Task, load_task, save_task
 
 ASIDE = "bundle.old"  # while a new one takes its place
 BUNDLE, RECEIPT, CARD = "bigmodel.json", "receipt.json", "README.md"
+UNSAID = ("precision", "fp32")  # the default came later than the first bundles
 CODEC_HINT = "train again: bigmodel train --restart"
 
 
@@ -48,8 +49,9 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
         weights = state["files"][checkpoint.MODEL]["sha256"]
         evaluation = _evaluation(place, weights, context)
         recipe = {
-            "stage": "deploy", "weights": weights, "options": {
-                k: v for k, v in identity(config).items() if k != "checkpoint"},
+            "stage": "deploy", "weights": weights,
+            "options": {k: v for k, v in identity(config).items()
+                        if k != "checkpoint" and (k, v) != UNSAID},
             "evaluation": evaluation["fingerprint"] if evaluation else None,
             "prover": _transformers_version(),
         }  # fmt: skip
@@ -113,14 +115,18 @@ def _build(
     place: Run, context: Context,
 ) -> Deployed:  # fmt: skip
     context.emit(Progress("load", 0, None, ""))
+    from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.deploy import huggingface
     from bigmodel_cli.deploy.card import card
+    from bigmodel_cli.deploy.receipt import effect
+    from bigmodel_cli.models.precision import check
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.models.sizes import ModelConfig
 
     manifest.check_files(place.codec, training["codec"], "codec", CODEC_HINT)
     task = load_task(place.codec, CODEC_HINT)
     shape = ModelConfig.from_json(training["model"])
+    check(shape, precision, "cpu")
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     model = build(shape, weights, str(path))
     tokenizer: Any = getattr(task, "tokenizer", None)
@@ -143,7 +149,11 @@ def _build(
         context.note(f"this {shape.family} is loadable by bigmodel alone")
     context.emit(Progress("write", 0, None, ""))
     checkpoint.save_tensors(staging / checkpoint.MODEL, exported)
-    receipt = _receipt(model, task, staging, portable, precision, data, workdir, context)
+    receipt = _receipt(model, task, staging, portable, data, workdir, context)
+    if precision != "fp32":
+        split = Split(workdir.data, data["splits"][receipt["split"]]["shards"])
+        rows = training["resolved"]["micro_batch"]  # what training found room for
+        receipt["precision"] = effect(task, model, precision, split, rows)
     receipt |= {
         "run": place.name, "checkpoint": path.name,
         "weights": state["files"][checkpoint.MODEL]["sha256"],
@@ -178,8 +188,8 @@ def _pretty(document: Mapping[str, Any]) -> bytes:
 
 
 def _receipt(
-    model: Any, task: Task, staging: Path, portable: bool, precision: str,
-    data: Mapping[str, Any], workdir: Workdir, context: Context,
+    model: Any, task: Task, staging: Path, portable: bool, data: Mapping[str, Any],
+    workdir: Workdir, context: Context,
 ) -> dict[str, Any]:  # fmt: skip
     """Loads what was written, by both ways that users load it, and compares with the checkpoint."""
     from bigmodel_cli.artifacts.shards import Split
@@ -206,8 +216,6 @@ def _receipt(
         result["transformers"] = receipt.transformers_proof(staging, model, texts, words)
     else:
         result["transformers"] = {"proof": "none: loadable by bigmodel alone"}
-    if precision != "fp32":
-        result["precision"] = receipt.effect(task, model, precision, split)
     if not str(result["transformers"]["proof"]).startswith(("passed", "none")):
         context.warn(f"the proof with transformers was {result['transformers']['proof']}")
     return result

@@ -83,11 +83,11 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
             document = _score(config, task, path, known, data, workdir, context)
             document |= {"fingerprint": print_, "weights": recipe["weights"]}
         document["gates"] = gates.judge(rules, task.metrics(), document, previous)
-        manifest.write_json(place.evaluation, document)
         if shown != document["gates"] or not place.report.exists():
             from bigmodel_cli.evaluate.report import html
 
             manifest.write_atomic(place.report, html(document, data, place).encode())
+        manifest.write_json(place.evaluation, document)  # last: it says that both are there
     return Evaluated(document, fresh)
 
 

@@ -19,16 +19,25 @@ def set_up(device: str, threads: int) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means here; `threads` CPU threads, 0 for one per
     core that this process may use, shared with torchrun's others on this machine. Raises UsageError
     when there is no GPU."""
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // neighbours))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // neighbours()))
     _keep_freed_memory()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device is `cuda`, but torch finds none here", "use --device cpu")
-    if device == "cuda" and neighbours > 1:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if device == "cuda" and neighbours() > 1:
+        torch.cuda.set_device(_local("LOCAL_RANK", 0) % torch.cuda.device_count())
     return torch.device(device)
+
+
+def neighbours() -> int:
+    """How many of torchrun's ranks there are on this machine."""
+    return max(1, _local("LOCAL_WORLD_SIZE", 1))
+
+
+def _local(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 def _keep_freed_memory() -> None:

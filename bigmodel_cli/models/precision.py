@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bigmodel_cli.errors import UsageError
+from bigmodel_cli.errors import UsageError, did_you_mean
 from bigmodel_cli.models.sequence import SequenceModel
+from bigmodel_cli.models.sizes import ModelConfig
 
-ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+PRECISIONS = ("fp32", "bf16", "int8")
 TYPICAL = 32  # positions at a time, which the blocks are laid out for
 
 
@@ -50,21 +51,35 @@ def _quantize(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     return (x_MK / step).round_().to(torch.int8), step
 
 
+def check(config: ModelConfig, precision: str, device: str) -> None:
+    """Raises UsageError for a precision that is not known, or has no kernels here."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision is `{precision}`", did_you_mean(precision, PRECISIONS))
+    if precision == "int8" and (config.family == "rnn" or device == "cuda"):
+        what = "a recurrent model" if config.family == "rnn" else "a GPU"
+        raise UsageError(f"--precision is `int8`, which {what} cannot have", "use bf16")
+
+
 def lower(model: SequenceModel, precision: str) -> SequenceModel:
     """The model itself in this precision, for answering: bf16 all of it; int8 its matrices, while
-    all else stays fp32. Raises UsageError for what int8 has no kernels for."""
-    device = model.embed.weight.device
-    if precision == "int8" and (model.config.family == "rnn" or device.type != "cpu"):
-        what = "a recurrent model" if model.config.family == "rnn" else "a GPU"
-        raise UsageError(f"--precision is `int8`, which {what} cannot have", "use bf16")
+    all else stays fp32. Raises UsageError, as `check` does."""
+    device = model.embed.weight.device.type
+    check(model.config, precision, device)
     if precision == "bf16":
         model.bfloat16()
-    if precision != "int8" and (device.type != "cpu" or not ONEDNN):
-        return model
     kind = Int8Linear if precision == "int8" else PackedLinear
+    if kind is PackedLinear and not (device == "cpu" and _packs(precision)):
+        return model
     model.head = kind(model.table)
     for module in list(model.backbone.modules()):
         for name, part in module.named_children():
             if isinstance(part, nn.Linear):
                 setattr(module, name, kind(part.weight))
     return model
+
+
+def _packs(precision: str) -> bool:
+    """Whether oneDNN is there, and has such products on this processor."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return precision == "fp32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -40,12 +40,19 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where new positions go in (B, K, S, H): `put` is an index, for which `axes` of (B, K, T, H)
-    are exchanged; the first `end` positions hold then."""
+    """Where new positions go in (B, K, S, H): `put` is an index, and the first `end` hold then.
+    real_BT: which of them are no padding; None: all, and all slots are alike."""
 
     put: tuple[Any, ...]
-    axes: tuple[int, int]
     end: int
+    real_BT: Tensor | None = None
+
+    def write(self, store_BKSH: Tensor, x_BKTH: Tensor) -> Tensor:
+        """Puts them there; gives all that hold."""
+        if self.real_BT is not None:
+            x_BKTH = x_BKTH.transpose(1, 2)[self.real_BT]
+        store_BKSH[self.put] = x_BKTH.to(store_BKSH.dtype)
+        return store_BKSH[:, :, : self.end]
 
 
 def attend(
@@ -100,9 +107,7 @@ class Attention(nn.Module):
         v_BKTH = v.view(B, T, K, H).transpose(1, 2)
         if cache is not None:
             keys_BKSH, values_BKSH, places = cache
-            keys_BKSH[places.put] = k_BKTH.transpose(*places.axes).to(keys_BKSH.dtype)
-            values_BKSH[places.put] = v_BKTH.transpose(*places.axes).to(keys_BKSH.dtype)
-            k_BKTH, v_BKTH = keys_BKSH[:, :, : places.end], values_BKSH[:, :, : places.end]
+            k_BKTH, v_BKTH = places.write(keys_BKSH, k_BKTH), places.write(values_BKSH, v_BKTH)
         dropout = self.dropout if self.training else 0.0
         if x_BTD.device.type == "cpu" and T > 1 and k_BKTH.shape[2] <= LONGEST_PRODUCT:
             y_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, causal, dropout)
@@ -194,14 +199,14 @@ class Transformer(nn.Module):
         if cache.even is not None and bool((lengths_B == T).all()):  # all slots are alike
             begin, cache.even = cache.even, cache.even + T
             positions_BT = begin + new_T[None]
-            places = Places((slice(None), slice(None), slice(begin, begin + T)), (1, 1), begin + T)
+            places = Places((slice(None), slice(None), slice(begin, begin + T)), begin + T)
         else:
             cache.even = None
             positions_BT = cache.lengths_B[:, None] + new_T
-            slots = torch.arange(len(x_BTD), device=x_BTD.device)[:, None]
-            # padding may point past the end; what it writes is overwritten before it is seen
-            put = (slots, slice(None), positions_BT.clamp(max=context - 1))
-            places = Places(put, (1, 2), min(context, int(cache.lengths_B.max()) + T))
+            real_BT = new_T < lengths_B[:, None]
+            slots = torch.arange(len(x_BTD), device=x_BTD.device)[:, None].expand_as(real_BT)
+            put = (slots[real_BT], slice(None), positions_BT[real_BT])
+            places = Places(put, min(context, int(cache.lengths_B.max()) + T), real_BT)
         if T > 1 or cache.even is None:
             keys_S = torch.arange(places.end, device=x_BTD.device)
             mask = keys_S <= positions_BT[:, None, :, None]

@@ -76,11 +76,12 @@ class Batch:
         """The batch with its tensors where the model is."""
         if device.type == "cpu":
             return self
-        inputs = {
-            name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()
-        }
-        targets = self.targets.to(device, non_blocking=True)
-        return Batch(inputs, targets, self.terms, self.extra)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        inputs = {name: moved(tensor) for name, tensor in self.inputs.items()}
+        return Batch(inputs, moved(self.targets), self.terms, self.extra)
 
 
 class Plan(Protocol):

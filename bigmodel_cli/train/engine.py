@@ -23,22 +23,25 @@ from torch import nn
 
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.errors import DivergedError
-from bigmodel_cli.models.device import autocast
+from bigmodel_cli.models.device import autocast, neighbours
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.tasks import Plan, Task
 from bigmodel_cli.train import parallel
 from bigmodel_cli.train.optim import Optimizers
 
+ARITHMETIC = 2  # one more whenever an update of the same model computes other bits
+
 
 def memory_bytes(device: torch.device) -> int:
-    """The size of the memory, not what is free of it now, so that it is the same on every try."""
+    """The size of the memory that this process may plan with, not what is free of it now, so that
+    it is the same on every try: torchrun's ranks on one machine share it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             total = min(total, int(Path(path).read_text()))
-    return total
+    return total // neighbours()
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -49,8 +52,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
         name = next(line.split(":")[1].strip() for line in lines if "model name" in line)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    found = {"device": device.type, "name": name, "torch": torch.__version__.split("+")[0],
-             "simd": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+    found: dict[str, Any] = {
+        "device": device.type, "name": name, "torch": torch.__version__.split("+")[0],
+        "simd": torch.backends.cpu.get_cpu_capability(), "arithmetic": ARITHMETIC,
+    }  # fmt: skip
     return found | ({"ranks": parallel.world()} if parallel.world() > 1 else {})
 
 
@@ -113,7 +118,8 @@ class Engine:
         asked, terms = parallel.total(stopping(), sum(batch.terms for batch in batches))
         if asked:
             return None
-        terms, loss = max(1, terms), 0.0
+        terms = max(1, terms)
+        parts = torch.zeros((), device=self.device)  # one wait for the device in an update
         for batch in batches:
             if parallel.world() == 1 and stopping():
                 self.optimizers.zero()
@@ -121,9 +127,9 @@ class Engine:
             with self.autocast():
                 part = self.task.loss_sum(self.model, batch.to(self.device)) / terms
             part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
+            parts += part.detach()
         parallel.sum_gradients(self.model.parameters())
-        (loss,) = parallel.total(loss)
+        (loss,) = parallel.total(parts.item())
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizers.zero()

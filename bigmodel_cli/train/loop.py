@@ -190,6 +190,7 @@ class Loop:
             limit = max(8, VALIDATION_TOKENS // self.row_tokens)
             rows = max(1, self.engine.micro_batch)
             self.validation = self.engine.validate(self.val, rows, limit, self._asked)
+            self.clock.look()
         if self.validation is not None:
             if self.validation["loss"] is None:
                 raise DivergedError(
@@ -211,8 +212,8 @@ class Loop:
         better = loss is not None and loss < self.best.get("loss", float("inf"))
         if better or not self.best or not len(self.val):
             self.best = {"name": name, **({} if loss is None else {"loss": loss})}
-        if self.leads:
-            self._write_checkpoint(name, finished)
+        parallel.check_weights(self.engine.model.parameters())
+        parallel.lead(lambda: self._write_checkpoint(name, finished))
         self.saved, self.finished = self.step, finished
 
     def _write_checkpoint(self, name: str, finished: bool) -> None:

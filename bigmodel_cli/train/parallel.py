@@ -9,9 +9,11 @@ Without torchrun there is one rank, and all of this does nothing.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bigmodel_cli.errors import BigmodelError, StoppedError, UsageError
 
@@ -71,6 +73,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:  # of any kind: torch has no name for it
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
         text = next(iter(str(error).splitlines()), type(error).__name__)
         raise StoppedError(
             f"rank {rank()} has lost the others: {text[:200]}",
@@ -79,26 +83,34 @@ def _together() -> Iterator[None]:
 
 
 def lead(decide: Callable[[], T]) -> T:
-    """What rank 0 decides, on every rank; all end when it raises an error, and it alone says so."""
+    """What rank 0 decides (of JSON's kinds), on every rank; all end when it raises an error, and it
+    alone says so."""
     if world() == 1:
         return decide()
+    import torch
     import torch.distributed as dist
 
-    value: T | None = None
+    told: dict[str, Any] = {}
     failure: BigmodelError | None = None
     if leads():
         try:
-            value = decide()
+            told = {"value": decide()}
         except BigmodelError as error:
             failure = error
-    told = [value, failure]
+            told = {"code": error.code}
+    data = bytearray(json.dumps(told).encode())
+    size = torch.tensor([len(data)])
     with _together():
-        dist.broadcast_object_list(told, src=0)
+        dist.broadcast(size, src=0)
+        text = torch.frombuffer(data, dtype=torch.uint8) if leads() else torch.empty(
+            int(size), dtype=torch.uint8)  # fmt: skip
+        dist.broadcast(text, src=0)
     if failure:
         raise failure
-    if isinstance(told[1], BigmodelError):
-        raise SystemExit(told[1].code)
-    return told[0]  # type: ignore[return-value]
+    told = json.loads(bytes(text.tolist()))
+    if "code" in told:
+        raise SystemExit(told["code"])
+    return told["value"]  # type: ignore[no-any-return]
 
 
 def total(*numbers: float) -> list[float]:
@@ -139,3 +151,29 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     sums = torch.split(flat, [part.numel() for part in parts])
     for weight, part in zip(weights, sums, strict=True):
         weight.grad = part.view_as(weight)
+
+
+def same_weights(parameters: Iterable[Tensor]) -> None:
+    """Gives all ranks rank 0's weights, with which they begin."""
+    if world() == 1:
+        return
+    import torch.distributed as dist
+
+    with _together():
+        for weight in parameters:
+            dist.broadcast(weight.detach(), src=0)
+
+
+def check_weights(parameters: Iterable[Tensor]) -> None:
+    """Raises BigmodelError unless all ranks hold the same weights, bit for bit."""
+    if world() == 1:
+        return
+    digest = hashlib.sha256()
+    for weight in parameters:
+        digest.update(weight.detach().cpu().numpy().tobytes())
+    number = int.from_bytes(digest.digest()[:6], "big")  # exact as a float
+    if any_(told(number) != number):
+        raise BigmodelError(
+            "the ranks hold different weights: they are of unlike processors, or one of them errs",
+            "train on machines of one kind; the last checkpoint is good",
+        )

@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
@@ -45,15 +44,18 @@ def run(
         if not parallel.leads():
             context = dataclasses.replace(context, emit=lambda _: None)
 
-        def found() -> tuple[dict[str, Any] | None, Trained | None]:
+        def found() -> list[dict[str, Any] | None]:
             stack.enter_context(lock(place.folder))
             clean(place.checkpoints)
             begun = place.config.exists() and checkpoint.names(place.checkpoints)
             known = _agree(place, options, data) if begun and not config.restart else None
-            return known, _finished(place, context) if known else None
+            done = _finished(place, context) if known else None
+            return [known, dataclasses.asdict(done) if done else None]
 
         known, done = parallel.lead(found)
-        return done or _train(config, options, data, known, place, workdir, context)
+        if done:
+            return Trained(**done)
+        return _train(config, options, data, known, place, workdir, context)
 
 
 def _clear(place: Run) -> None:
@@ -152,6 +154,7 @@ def _train(
     if new:  # only now, when all of it can be had
         parallel.lead(lambda: _begin(task, place, known))
     state = _resume(place, model, optimizers, context)
+    parallel.same_weights(model.parameters())
     clock = budget.Clock(
         budget.Length(**resolved["length"]), state.get("elapsed", 0.0),
         time.monotonic() if state else context.started,
@@ -212,16 +215,18 @@ def _kept(known: dict[str, Any], config: TrainConfig, context: Context) -> dict[
 def _resume(place: Run, model: Any, optimizers: Any, context: Context) -> dict[str, Any]:
     """Loads the newest checkpoint that is whole; {} when the run is at its beginning."""
 
-    def newest() -> tuple[Path, dict[str, Any]] | None:
+    def newest() -> list[Any] | None:
         found = checkpoint.newest(place.checkpoints, context.warn)
         if found is None:
             place.log.unlink(missing_ok=True)
-        return found
+            return None
+        return [found[0].name, found[1]]
 
     found = parallel.lead(newest)
     if found is None:
         return {}
-    path, state = found
+    name, state = found
+    path = place.checkpoints / name
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     try:
         model.load_state_dict(weights)
@@ -231,4 +236,4 @@ def _resume(place: Run, model: Any, optimizers: Any, context: Context) -> dict[s
         ) from None
     optimizers.load(checkpoint.load_tensors(path / checkpoint.OPTIMIZER))
     context.note(f"resuming at step {state['step']:,}")
-    return state
+    return dict(state)
