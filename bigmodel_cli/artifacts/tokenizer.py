@@ -41,7 +41,7 @@ QWEN2 = (
 )
 PIECE = 1 << 16  # a longer text is encoded in pieces of about so many bytes
 BATCH = 1 << 20  # bytes encoded in one call, which bounds memory
-CACHE = 256 << 20  # bytes that gigatoken may remember before it starts anew
+CACHE = 384 << 20  # bytes that gigatoken may remember before it starts anew
 # What two encoders may see differently: digits, scripts, marks, emoji, spaces, controls, pieces
 HARD = (
     "", " ", "  a  b", "\t\n \r\n\n x\u00a0y \u2028\u0085z\u3000", "1234567890" * 20,
@@ -150,13 +150,15 @@ class Tokenizer:
             place += 1
         return f"gigatoken encodes {json.dumps(proof[place][:60])} in another way"
 
+    @functools.cached_property
+    def _without_specials(self) -> str:
+        known = [token for token in self._spec["added_tokens"] if not token["special"]]
+        return json.dumps({**self._spec, "added_tokens": known})
+
     def _renew(self) -> None:
         import gigatoken
 
-        known = [token for token in self._spec["added_tokens"] if not token["special"]]
-        self._fast = gigatoken.Tokenizer.from_json(
-            json.dumps({**self._spec, "added_tokens": known})
-        )
+        self._fast = gigatoken.Tokenizer.from_json(self._without_specials)
         self._most_memory = peak_memory() + CACHE
 
     def encode_batch(
@@ -172,6 +174,8 @@ class Tokenizer:
             parts = [text.encode() for text in texts]
             ends = np.cumsum([0, *map(len, parts)])
             data = pa.py_buffer(b"".join(parts))
+        if self._fast and peak_memory() > self._most_memory:  # it never forgets a word
+            self._renew()
         view = memoryview(data or b"")
         owner = None
         if self.pieces and len(texts) and np.diff(ends).max() > PIECE:
@@ -196,8 +200,6 @@ class Tokenizer:
         if self._fast:
             import awkward as ak
 
-            if peak_memory() > self._most_memory:  # it never forgets a word
-                self._renew()
             found = self._fast.encode_batch(ak.from_arrow(texts))
             return ak.to_numpy(ak.flatten(found)).astype(self.dtype), ak.to_numpy(ak.num(found))
         encoded = self.inner.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)

@@ -21,6 +21,7 @@ from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError
 from bigmodel_cli.events import Stop
 
 STARTED = time.monotonic()
+OTHERS_SECONDS = 5  # for rank 0 to say what went wrong
 STOP = Stop()
 
 HELP = """From raw data to a running model in four commands that can prove what they did.
@@ -92,15 +93,16 @@ def main() -> None:
             code = error.exit_code
             render.error(error.format_message(), f"see {path} --help", code, as_json)
     except BrokenPipeError:  # the reader of our output is gone: `bigmodel predict | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        code = _unheard()
     except (KeyboardInterrupt, typer.Abort):
         error_ = InterruptError("interrupted", "run the same command again to go on")
         code = _show(error_, as_json)
+    except SystemExit as error:
+        gone = isinstance(error.__context__, BrokenPipeError)  # which Typer has met
+        code = _unheard() if gone else _show(error, as_json)
     except BaseException as error:
         # what a library makes of a signal that it met in the middle of its import is no bug
-        met = STOP.requested is not None and not isinstance(error, SystemExit)
-        met = met and as_known(error) is None
+        met = STOP.requested is not None and as_known(error) is None
         if met:
             Workdir(_workdir()).keep_traceback(error)
         code = _show(STOP.error() if met else error, as_json)
@@ -111,14 +113,21 @@ def main() -> None:
     os._exit(code)
 
 
+def _unheard() -> int:
+    """What is still to be said goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
 def _show(error: BaseException, as_json: bool) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     known = as_known(error)
     if os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
-        as_json = False  # one document in all, and what rank 0 says as well is said once
-        if known and not isinstance(known, ResourceError):
-            return known.code
+        as_json = False  # one document in all
+        # what rank 0 meets as well, it says, and torchrun ends this one meanwhile
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(OTHERS_SECONDS)
     if known is None:
         path = Workdir(_workdir()).keep_traceback(error)
         where = f"; the traceback is in `{path}`" if path else ""

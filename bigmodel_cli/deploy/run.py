@@ -45,6 +45,7 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
             raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
         if (place.folder / ASIDE).exists() and not place.bundle.exists():
             (place.folder / ASIDE).replace(place.bundle)  # killed while it was swapped
+        shutil.rmtree(place.folder / ASIDE, ignore_errors=True)  # or just after
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
         weights = state["files"][checkpoint.MODEL]["sha256"]
         evaluation = _evaluation(place, weights, context)

@@ -37,6 +37,18 @@ def as_array(column: pa.Array) -> NDArray[Any]:
     return values[column.offset : column.offset + len(column)]
 
 
+def put_between(
+    into: NDArray[Any], places: NDArray[np.int64], values: NDArray[Any], counts: NDArray[np.int64]
+) -> None:
+    """Writes each run of `counts` values to its place in a longer array; the rest stays."""
+    ends = np.cumsum(counts)
+    if len(counts) and len(values) >= 64 * len(counts):  # few long ones: copied as they are
+        for place, begin, end in zip(places.tolist(), (ends - counts).tolist(), ends.tolist()):
+            into[place : place + end - begin] = values[begin:end]
+    else:
+        into[np.arange(len(values)) + np.repeat(places - ends + counts, counts)] = values
+
+
 def text_column(found: Mapping[str, str], wanted: str, where: str) -> str:
     """The column that holds the text: the wanted one, a usual name, or the only one of strings.
 

@@ -147,7 +147,7 @@ class Language(Task):
         import pyarrow.compute as pc
 
         from bigmodel_cli.artifacts.shards import Columns
-        from bigmodel_cli.tasks.clean import as_array
+        from bigmodel_cli.tasks.clean import as_array, put_between
 
         tokenizer = self.tokenizer
         texts = units.column("text")
@@ -160,11 +160,8 @@ class Language(Task):
         start = (~follows).astype(np.int64)
         lengths = start + counts + ends
         stops = np.cumsum(lengths)
-        of_text = np.ones(int(lengths.sum()), bool)
-        of_text[(stops - lengths)[start == 1]] = False
-        of_text[stops[ends == 1] - 1] = False
-        tokens = np.full(len(of_text), tokenizer.endoftext, tokenizer.dtype)
-        tokens[of_text] = ids
+        tokens = np.full(int(lengths.sum()), tokenizer.endoftext, tokenizer.dtype)
+        put_between(tokens, stops - lengths + start, ids, counts)
         sizes = as_array(pc.binary_length(texts))
         if tokenizer.byte_level:
             self._lossy_bytes += int(sizes.sum() - tokenizer.token_lengths[ids].sum())

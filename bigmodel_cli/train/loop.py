@@ -223,7 +223,8 @@ class Loop:
         state = {
             "tokens": self.tokens, "elapsed": self.clock.elapsed, "reserve": self.clock.reserve,
             "decay_began": self.decay_began, "position": self.step * self.engine.batch_size,
-            "best": self.best, "validation": self.validation, "finished": finished,
+            "best": self.best, "keep": self.config.keep, "validation": self.validation,
+            "finished": finished,
             "log_bytes": self.place.log.stat().st_size,
         }  # fmt: skip
         if self.saved == self.step:

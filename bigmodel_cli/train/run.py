@@ -95,6 +95,10 @@ def _finished(place: Run, context: Context) -> Trained | None:
             for file, info in files.items()
         )
         best = checkpoint.read_best(place.checkpoints)
+        told = last.get("best") or best
+        if last.get("finished") and told["name"] != best["name"]:  # killed before it was marked
+            checkpoint.mark_best(place.checkpoints, told["name"], told.get("loss"))
+            best = told
         state = checkpoint.read_state(place.checkpoints / best["name"])
     except FormatError:
         raise
@@ -105,6 +109,8 @@ def _finished(place: Run, context: Context) -> Trained | None:
         return None
     if not last.get("finished") or not whole:
         return None
+    if "keep" in last:  # killed before the older ones were removed
+        checkpoint.prune(place.checkpoints, last["keep"], best["name"])
     return Trained(
         place.name, best["name"], last["step"], last["tokens"], last["elapsed"],
         state["validation"] or {}, fresh=True,

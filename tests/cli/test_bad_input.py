@@ -1552,6 +1552,21 @@ def test_streams_that_are_closed_or_full_are_no_bug(
     assert not (cli.work / "traceback.txt").exists()
 
 
+@pytest.mark.parametrize("command", ["status", "status --json", "train --help", "predict a"])
+def test_a_reader_that_is_gone_is_no_bug(cli: Cli, command: str) -> None:
+    """`bigmodel status | head -1`: as a shell says it of any program."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "bigmodel_cli", *command.split()], cwd=cli.cwd, check=False,
+        env=environment({"PYTHONUNBUFFERED": "1"}), stdout=write, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 141, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bug" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["train --help", "evaluate", "status", "train"])
 def test_a_terminal_that_knows_only_ascii_is_no_bug(cli: Cli, command: str) -> None:
     result = cli(*command.split(), env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, cold=True)
