@@ -46,7 +46,8 @@ OURS = (
     + """
 from pathlib import Path
 from bigmodel_cli.deploy.predict import Predictor
-from bigmodel_cli.models.generate import Decoder, Sampling
+from bigmodel_cli.models.generate import Decoder
+from bigmodel_cli.models.sizes import Sampling
 model = Predictor(Path(folder), "cpu", 0, precision).model
 def write(prompts, count):
     decoder = Decoder(model, prompts, [Sampling()] * len(prompts))

@@ -21,7 +21,28 @@ class PrepareConfig:
         argument=True,
         metavar="SOURCE...",
     )
-    task: str = option("language", "The kind of work that the data is for.")
+    task: str = option(
+        "auto",
+        "The kind of work that the data is for.",
+        metavar="NAME",
+        shown_default="what the columns tell, else language",
+    )
+    column: tuple[str, ...] = option(
+        (),
+        "Which column is which, where names do not tell (repeatable): `text=body`.",
+        metavar="NAME=COLUMN",
+    )
+    header: tuple[str, ...] = option(
+        (),
+        "The columns of files that have no header line: `label,text`.",
+        metavar="NAMES",
+    )
+    delimiter: str = option(
+        "",
+        r"What separates columns, such as '::' or '\t'.",
+        metavar="TEXT",
+        shown_default="a comma in .csv, else a tab",
+    )
     val: str = option(
         "0.05", "Validation split: a fraction of the units, or a source.", metavar="FRACTION|SOURCE"
     )

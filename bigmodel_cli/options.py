@@ -72,7 +72,7 @@ class Key:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.name.rstrip("_").replace("_", "-")  # `from_` for Python is --from
 
 
 @functools.cache
@@ -104,6 +104,10 @@ class Resolved:
         names = {item.name for item in dataclasses.fields(config)}  # type: ignore[arg-type]
         return config(**{k: v for k, v in self.values.items() if k in names}, **more)
 
+    def said(self, known: Iterable[Key]) -> dict[str, Any]:
+        """Those of the keys that somebody set, with their values."""
+        return {k.name: self.values[k.name] for k in known if self.origins[k.name] != "default"}
+
 
 def resolve(
     stage: str,
@@ -118,7 +122,7 @@ def resolve(
 
     Raises UsageError for an unknown key, or a value of the wrong type or out of its range.
     """
-    table = {key.name: key for key in known}
+    table = {key.name.rstrip("_"): key for key in known}
     prefix = f"BIGMODEL_{stage.upper()}_"
     layers: list[tuple[str, dict[str, Any]]] = [
         (f"recipe {recipe}", _recipe(recipe, stage) if recipe else {}),
@@ -137,12 +141,13 @@ def resolve(
     origins = dict.fromkeys(values, "default")
     for origin, layer in layers:
         for name, raw in layer.items():
+            name = name.rstrip("_")
             if name not in table:
                 raise UsageError(
                     f"unknown key `{name}` for `{stage}` ({origin})", did_you_mean(name, table)
                 )
-            values[name] = convert(table[name], raw)
-            origins[name] = origin
+            values[table[name].name] = convert(table[name], raw)
+            origins[table[name].name] = origin
     return Resolved(values, origins)
 
 

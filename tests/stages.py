@@ -19,7 +19,6 @@ from bigmodel_cli.evaluate.run import run as evaluate_run
 from bigmodel_cli.events import Context, Note, Progress
 from bigmodel_cli.prepare.run import Prepared
 from bigmodel_cli.prepare.run import run as prepare_run
-from bigmodel_cli.tasks.language import LanguageOptions
 from bigmodel_cli.train.loop import Trained
 from bigmodel_cli.train.run import run as train_run
 
@@ -49,11 +48,11 @@ def stories(folder: Path, count: int) -> Path:
 
 def prepare(work: Path, *sources: Path | str, context: Context | None = None, **values: Any
             ) -> Prepared:  # fmt: skip
-    """Prepares text; keyword arguments go to the configuration or to the task's options."""
-    names = set(LanguageOptions.__dataclass_fields__)
-    options = {k: values.pop(k) for k in list(values) if k in names}
+    """Prepares rows; keyword arguments go to the configuration or to the task's options."""
+    names = set(PrepareConfig.__dataclass_fields__)
+    options = {k: values.pop(k) for k in list(values) if k not in names}
     config = PrepareConfig(sources=tuple(map(str, sources)), **values)
-    return prepare_run(config, LanguageOptions(**options), Workdir(work), context or Context())
+    return prepare_run(config, options, Workdir(work), context or Context())
 
 
 def train(work: Path, run: str = "default", context: Context | None = None, *,

@@ -159,9 +159,9 @@ def read_best(folder: Path) -> dict[str, Any]:
     return record
 
 
-def mark_best(folder: Path, name: str, loss: float | None) -> None:
-    """Records which checkpoint has the lowest validation loss so far."""
-    write_json(folder / "best.json", {"name": name, "validation_loss": loss})
+def mark_best(folder: Path, name: str, value: float | None) -> None:
+    """Records which checkpoint has the best headline metric on the validation split so far."""
+    write_json(folder / "best.json", {"name": name, "validation": value})
 
 
 def prune(folder: Path, keep: int, best: str) -> None:

@@ -18,6 +18,7 @@ from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import PredictConfig
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.options import keys
+from bigmodel_cli.tasks import TABLE, task_class
 
 HELP = """Answer requests from a bundle, and from nothing else.
 
@@ -28,7 +29,7 @@ HELP = """Answer requests from a bundle, and from nothing else.
 Without a prompt, reads JSON lines and writes one answer each, in order; a bad line yields
 {"error": {...}} in its place, and exit 4 at the end. What a line does not say is taken from the
 options. A masked model fills in each <|mask|> of its prompt."""
-DEFAULTS = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+FIELDS = {name for task in TABLE for name in task_class(task).fields}
 BLOCK = 1 << 16
 
 
@@ -54,10 +55,14 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     if not config.bundle and not place.bundle.exists() and Workdir(workdir).runs():
         place.read_config()  # says which runs there are, if it is none
     folder = Path(config.bundle) if config.bundle else place.bundle
-    defaults = {name: getattr(config, name) for name in DEFAULTS}
-    defaults["stop"] = list(config.stop)
     with running(common):
         predictor = Predictor(folder, config.device, config.threads, config.precision)
+        values = {n: list(v) if isinstance(v, tuple) else v for n, v in resolved.values.items()}
+        defaults = {name: values[name] for name in predictor.task.fields}
+        for name in resolved.said(keys(PredictConfig)):
+            if name in FIELDS and name not in predictor.task.fields:
+                raise UsageError(f"--{name.replace('_', '-')} means nothing to the task "
+                                 f"`{predictor.task.name}`", "leave it out")  # fmt: skip
         if asked:
             _one(predictor, config.prompt, defaults, common["json_"])
             return

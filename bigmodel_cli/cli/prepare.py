@@ -15,7 +15,7 @@ from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import task_class, task_keys
+from bigmodel_cli.tasks import task_keys
 
 HELP = """Turn raw files into tokenized, checksummed shards in work/data.
 
@@ -29,8 +29,7 @@ split, and counts all that was dropped. Does nothing when it is up to date."""
 
 
 def register(app: typer.Typer) -> None:
-    names = [*keys(PrepareConfig), *task_keys("prepare")]
-    command(app, "prepare", names, act, HELP, run=False)
+    command(app, "prepare", [*keys(PrepareConfig), *task_keys("prepare")], act, HELP, run=False)
 
 
 def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
@@ -40,10 +39,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         return
     from bigmodel_cli.prepare.run import run as prepare
 
-    options: Any = config.build(task_class(config.values["task"]).Options)
+    said = config.said(task_keys("prepare"))
     began = time.monotonic()
     with running(common) as context:
-        done = prepare(config.build(PrepareConfig), options, Workdir(workdir), context)
+        done = prepare(config.build(PrepareConfig), said, Workdir(workdir), context)
     if common["json_"]:
         render.document({**done.manifest, "up_to_date": done.fresh})
     else:
@@ -59,7 +58,7 @@ def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path, seconds: float
     unit = manifest["unit"]
     print(f"prepared {workdir}/data in {seconds:.1f} s ({manifest['fingerprint'][:12]})")
     render.table(
-        ["", unit, "bytes", "tokens"],
+        ["", unit, "bytes", manifest.get("measure", "tokens")],
         [
             [split, f"{part['units']:,}", f"{part['bytes']:,}", f"{part['tokens']:,}"]
             for split, part in manifest["splits"].items()

@@ -93,7 +93,8 @@ def data_state(place: Workdir) -> dict[str, Any]:
         changed = source_changes(place, document)
         units = sum(part["units"] for part in document["splits"].values())
         tokens = sum(part["tokens"] for part in document["splits"].values())
-        detail = f"{document['task']}, {units:,} {document['unit']}, {tokens:,} tokens"
+        detail = f"{document['task']}, {units:,} {document['unit']}, {tokens:,} "
+        detail += document.get("measure", "tokens")
     except BigmodelError as error:
         return {"state": "corrupt", "detail": error.message}
     except Exception as error:

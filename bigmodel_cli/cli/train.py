@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
 from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import task_class, task_keys
+from bigmodel_cli.tasks import task_class, task_keys, task_options
 
 HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
 
@@ -42,17 +43,24 @@ def register(app: typer.Typer) -> None:
 
 
 def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
-    known = [*keys(TrainConfig), *task_keys("train")]
-    config = settle("train", known, flags, common)
+    place = Workdir(workdir)
+    task = task_class(place.read_data()["task"]) if place.manifest.exists() else None
+    known = [
+        dataclasses.replace(key, default=task.defaults.get(key.name, key.default)) if task else key
+        for key in keys(TrainConfig)
+    ]
+    names = task_keys("train")
+    if task:  # whose own defaults come first
+        own = {key.name: key for key in keys(task.Options, "train")}
+        names = [own.get(key.name, key) for key in names]
+    config = settle("train", [*known, *names], flags, common)
     if config is None:
         return
     from bigmodel_cli.train import parallel
     from bigmodel_cli.train.run import run as train
 
-    place = Workdir(workdir)
-    task = place.read_data()["task"]
-    names = {key.name for key in keys(task_class(task).Options, "train")}
-    options = {name: value for name, value in config.values.items() if name in names}
+    options = task_options(task or task_class(place.read_data()["task"]), "train",
+                           config.said(names))  # fmt: skip
     built = config.build(TrainConfig)
     if built.verify_resume:
         from bigmodel_cli.train.verify import verify

@@ -68,7 +68,8 @@ def card(
             "seed": options["seed"],
         }.items()
     ]
-    lines += ["", "## Data", "", f"| split | {data['unit']} | bytes | tokens |",
+    measure = data.get("measure", "tokens")
+    lines += ["", "## Data", "", f"| split | {data['unit']} | bytes | {measure} |",
               "|---|---:|---:|---:|"]  # fmt: skip
     lines += [
         f"| {split} | {part['units']:,} | {part['bytes']:,} | {part['tokens']:,} |"

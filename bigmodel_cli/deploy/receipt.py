@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,39 +25,38 @@ Continue = Callable[["Tensor", int], list[int]]
 
 
 def compare(
-    reference: SequenceModel, texts: Sequence[Sequence[int]],
-    forward: Callable[[Tensor], Tensor], write: Continue, what: str,
+    reference: SequenceModel, inputs: Sequence[Mapping[str, Tensor]],
+    forward: Callable[..., Tensor], write: Continue, what: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compares logits on `texts` (token ids), and the greedy continuations of their first halves.
+    """Compares the logits of `inputs`, and the greedy continuations of the first halves of texts.
 
-    forward: (1, T) token ids → (1, T, V) logits; write: (1, T) token ids and a number → as many
+    forward: gives logits as the reference does; write: (1, T) token ids and a number → as many
     tokens, each the most likely one. A model that is not causal writes nothing: its most likely
-    tokens are compared place by place. Raises BigmodelError when they are not the same.
+    tokens, or classes, are compared. Raises BigmodelError when they are not the same.
     """
     import torch
 
     largest, same, total = 0.0, 0, 0
     with torch.inference_mode():
-        for text in texts:
-            tokens = torch.tensor([list(text)])
-            ours, theirs = reference(tokens).float(), forward(tokens).float()
+        for each in inputs:
+            ours, theirs = reference(**each).float(), forward(**each).float()
             if ours.shape != theirs.shape:
                 raise BigmodelError(
                     f"{what} gives logits of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}",
                     "please report it",
                 )
             largest = max(largest, float((ours - theirs).abs().max()))
-            if reference.config.shape.causal:
-                start = tokens[:, : max(1, tokens.shape[1] // 2)]
+            if reference.config.shape.causal and set(each) == {"tokens_BT"}:
+                start = each["tokens_BT"][:, : max(1, each["tokens_BT"].shape[1] // 2)]
                 count = min(CONTINUATION, reference.config.shape.context - start.shape[1])
                 a, b = greedy(reference)(start, count), write(start, count)
             else:
-                a, b = ours.argmax(-1)[0].tolist(), theirs.argmax(-1)[0].tolist()
+                a, b = ours.argmax(-1).flatten().tolist(), theirs.argmax(-1).flatten().tolist()
             same += sum(x == y for x, y in zip(a, b)) if len(a) == len(b) else 0
             total += len(a)
     result = {
-        "texts": len(texts),
-        "tokens": sum(map(len, texts)),
+        "texts": len(inputs),
+        "tokens": sum(each[min(each)].shape[1] for each in inputs),
         "largest_logit_difference": largest,
         "greedy_tokens": total,
         "greedy_identical": same,
@@ -73,7 +72,8 @@ def compare(
 
 def greedy(model: SequenceModel) -> Continue:
     """How our own model writes: with its cache, one token at a time."""
-    from bigmodel_cli.models.generate import Decoder, Sampling
+    from bigmodel_cli.models.generate import Decoder
+    from bigmodel_cli.models.sizes import Sampling
 
     def write(start: Tensor, count: int) -> list[int]:
         decoder = Decoder(model, start.tolist(), [Sampling()])
@@ -112,10 +112,11 @@ def effect(
 
 
 def transformers_proof(
-    folder: Path, reference: SequenceModel, texts: Sequence[Sequence[int]], words: Sequence[str]
-) -> dict[str, Any]:
-    """Loads the bundle as any user of transformers would, and compares. `words`: plain texts
-    whose ids its tokenizer must give as ours does, the first one of each being <|endoftext|>.
+    folder: Path, reference: SequenceModel, inputs: Sequence[Mapping[str, Tensor]],
+    texts: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Loads the bundle as any user of transformers would, and compares. `texts`: those whose ids
+    its tokenizer must give as ours does, the first one of each being <|endoftext|>.
 
     Where transformers is not installed, the proof is not run, and says so.
     """
@@ -135,9 +136,9 @@ def transformers_proof(
                             "the bundle was not written; please report it")  # fmt: skip
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    for text, ids in zip(words, texts, strict=True):
-        theirs = tokenizer(text)["input_ids"][: len(ids)]
-        if list(theirs) != list(ids):
+    for text, each in zip(texts, inputs, strict=False):
+        ids = each["tokens_BT"][0].tolist()
+        if list(tokenizer(text)["input_ids"][: len(ids)]) != ids:
             raise BigmodelError("transformers tokenizes a held-out text otherwise",
                                 "the bundle was not written; please report it")  # fmt: skip
     # only what it is given decides when to end: the checkpoint's side never stops early either
@@ -149,7 +150,10 @@ def transformers_proof(
         )
         return written[0, start.shape[1] :].tolist()  # type: ignore[no-any-return]
 
-    result = compare(reference, texts, lambda t: model(t).logits, write, "transformers")
+    def forward(tokens_BT: Tensor) -> Tensor:
+        return model(tokens_BT).logits  # type: ignore[no-any-return]
+
+    result = compare(reference, inputs, forward, write, "transformers")
     return {
         "proof": "passed",
         "loader": f"transformers {transformers.__version__}",

@@ -201,7 +201,7 @@ def _receipt(
     context.emit(Progress("prove", 0, None, ""))
     held_out = next((n for n in ("test", "val", "train") if data["splits"][n]["shards"]), "train")
     split = Split(workdir.data, data["splits"][held_out]["shards"])
-    words, texts = task.proof_texts(split, receipt.TEXTS)
+    proof = task.proof(split, receipt.TEXTS)
     weights = checkpoint.load_tensors(staging / checkpoint.MODEL)
     if portable:
         weights = huggingface.native_weights(weights, model.config)
@@ -210,11 +210,13 @@ def _receipt(
         "split": held_out,
         "bigmodel": {
             "proof": "passed",
-            **receipt.compare(model, texts, again, receipt.greedy(again), "the bundle"),
+            **receipt.compare(model, proof.inputs, again, receipt.greedy(again), "the bundle"),
         },
     }
     if portable:
-        result["transformers"] = receipt.transformers_proof(staging, model, texts, words)
+        result["transformers"] = receipt.transformers_proof(
+            staging, model, proof.inputs, proof.texts
+        )
     else:
         result["transformers"] = {"proof": "none: loadable by bigmodel alone"}
     if not str(result["transformers"]["proof"]).startswith(("passed", "none")):

@@ -124,9 +124,12 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
             [[n, *(figure(v.get(m)) for m in names)] for n, v in document["baselines"].items()],
         )
     )
+    for table in document.get("tables", []):
+        body = [[c if isinstance(c, str) else f"{c:,.4g}" for c in row] for row in table["rows"]]
+        parts.append(f"<h2>{escape(table['title'])}</h2>" + _table(table["header"], body))
     if document["samples"]:
-        parts.append("<h2>Samples</h2><p class=soft>The prompt is bold; below it, what the text "
-                     "really said.</p>")  # fmt: skip
+        parts.append("<h2>Samples</h2><p class=soft>What was asked is bold, then comes the "
+                     "model's answer; below it, what was really there.</p>")  # fmt: skip
         parts += [
             f"<pre><b>{escape(s['prompt'])}</b>{escape(s['output'].removeprefix(s['prompt']))}"
             f"<br><br><span class=soft>really: {escape(s['reference'])}</span></pre>"
@@ -135,7 +138,7 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
     parts.append("<h2>Data</h2>")
     parts.append(
         _table(
-            ["split", data["unit"], "bytes", "tokens"],
+            ["split", data["unit"], "bytes", data.get("measure", "tokens")],
             [
                 [n, f"{s['units']:,}", f"{s['bytes']:,}", f"{s['tokens']:,}"]
                 for n, s in data["splits"].items()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ ROWS = 16
 CODEC_HINT = "train again: bigmodel train --restart"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Evaluated:
     """The evaluation, and whether the scores were up to date already (gates never are)."""
 
@@ -125,7 +125,7 @@ def _score(
     total = data["splits"][config.split]["tokens"]
     with autocast(device, precision):
         rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
-        statistics = _statistics(task, model, split, rows, total, context)
+        statistics, counts = _statistics(task, model, split, rows, total, context)
     intervals = bootstrap(statistics, metrics, config.seed)
     figures = _figures(metrics, statistics.sum(0))
     baselines: dict[str, dict[str, float | None]] = {}
@@ -157,8 +157,10 @@ def _score(
             for metric in metrics
         },
         "unit": task.unit_name,
+        "measure": task.measure,
         "baseline": strongest(metrics, baselines),
         "baselines": baselines,
+        "tables": [dataclasses.asdict(t) for t in task.tables(statistics.sum(0), counts)],
         "data_fingerprint": data["fingerprint"],
         "samples": samples,
         "environment": {
@@ -171,14 +173,15 @@ def _score(
 
 def _statistics(
     task: Task, model: SequenceModel, split: Split, rows: int, total: int, context: Context
-) -> NDArray[np.float64]:
-    """Each unit's statistics, summed over its predictions: (units, k)."""
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.int64]]]:
+    """Each unit's statistics, summed over its predictions: (units, k); and the counts of all."""
     import numpy as np
     import torch
 
     totals = np.zeros((len(split), len(task.statistics)))
+    counts: dict[str, NDArray[np.int64]] = {}
     done = 0
-    device = model.embed.weight.device
+    device = model.device
     for batch in task.scoring(split, rows):
         with torch.inference_mode():
             predictions = task.predict(model, batch.to(device))
@@ -186,9 +189,11 @@ def _statistics(
             totals[:, column] += np.bincount(
                 predictions.units, predictions.statistics[:, column], minlength=len(split)
             )
+        for name, count in predictions.counts.items():
+            counts[name] = counts[name] + count if name in counts else count
         done += batch.terms
-        context.emit(Progress("score", done, total, "tokens"))
-    return totals
+        context.emit(Progress("score", min(done, total), total, task.measure))
+    return totals, counts
 
 
 def _figures(metrics: Sequence[Metric], sums: NDArray[np.float64]) -> dict[str, float | None]:

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bigmodel_cli.models.sequence import SequenceModel, State
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one text's tokens are chosen. temperature 0: the most likely one; top_k 0 and top_p 1:
-    no limit. The same seed gives the same text."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+from bigmodel_cli.models.sizes import Sampling
 
 
 class Decoder:
@@ -38,7 +27,7 @@ class Decoder:
         banned: Sequence[int] = (),
     ) -> None:
         self.model = model
-        self.device = model.embed.weight.device
+        self.device = model.device
         self.context = model.config.shape.context
         self.texts = [list(prompt) for prompt in prompts]
         self.sampling = list(sampling)

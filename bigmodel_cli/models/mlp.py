@@ -1,7 +1,8 @@
 """The feed-forward language model: Z = σ(W·X + b) over a fixed window (Bengio et al. 2003).
 
-X is the last W tokens' embeddings side by side, zero before a segment's start; residual blocks
-follow. Legend: B batch, T time, D width, W window.
+X is the last W tokens' embeddings side by side, zero before a segment's start; without causality
+those around the position, as many on either side. Residual blocks follow. Legend: B batch, T time,
+D width, W window.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
         """The window does not reach beyond a segment; None: each row is one segment."""
-        T = x_BTD.shape[1]
-        shifted = [x_BTD]
-        for back in range(1, self.config.window):
-            part = F.pad(x_BTD, (0, 0, back, 0))[:, :T]
+        T, W = x_BTD.shape[1], self.config.window
+        ahead = 0 if self.config.shape.causal else W // 2
+        shifted = []
+        for back in range(-ahead, W - ahead):
+            before, after = max(0, back), max(0, -back)
+            part = F.pad(x_BTD, (0, 0, before, after))[:, after : after + T]
             if segments_BT is not None:
-                same = torch.zeros_like(segments_BT, dtype=torch.bool)
-                same[:, back:] = segments_BT[:, back:] == segments_BT[:, : max(0, T - back)]
-                part = part * same[..., None]
+                there = F.pad(segments_BT, (before, after), value=-1)[:, after : after + T]
+                part = part * (there == segments_BT)[..., None]
             shifted.append(part)
         return self._blocks(torch.cat(shifted, -1))
 

@@ -63,14 +63,15 @@ def check(config: ModelConfig, precision: str, device: str) -> None:
 def lower(model: SequenceModel, precision: str) -> SequenceModel:
     """The model itself in this precision, for answering: bf16 all of it; int8 its matrices, while
     all else stays fp32. Raises UsageError, as `check` does."""
-    device = model.embed.weight.device.type
+    device = model.device.type
     check(model.config, precision, device)
     if precision == "bf16":
         model.bfloat16()
     kind = Int8Linear if precision == "int8" else PackedLinear
     if kind is PackedLinear and not (device == "cpu" and _packs(precision)):
         return model
-    model.head = kind(model.table)
+    if not model.config.shape.classes:  # whose head is small
+        model.head = kind(model.table)
     for module in list(model.backbone.modules()):
         for name, part in module.named_children():
             if isinstance(part, nn.Linear):

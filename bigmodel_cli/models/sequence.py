@@ -1,6 +1,6 @@
 """A model: embed → backbone → head, the same whatever the family.
 
-Legend: B batch, T time, D width, V vocabulary.
+Legend: B batch, T time, D width, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class State(Protocol):
 
 
 class SequenceModel(nn.Module):
-    """Tokens in, a distribution over the vocabulary at each position out."""
+    """Tokens in; out comes a distribution over the vocabulary at each position, or, of a shape
+    with classes, one over these for each row."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,13 +44,19 @@ class SequenceModel(nn.Module):
         self.embed = nn.Embedding(vocabulary, width)
         self.backbone = BACKBONES[config.family](config)
         self.norm = RMSNorm(width)
-        self.head: nn.Module | None = (
-            None if config.tied else nn.Linear(width, vocabulary, bias=False)
-        )
+        classes = config.shape.classes
+        self.head: nn.Module | None = None
+        if not config.tied:
+            self.head = nn.Linear(width, classes or vocabulary, bias=classes > 0)
         with torch.no_grad():
             self.embed.weight.normal_(std=0.02)
-            if self.head is not None:
-                self.head.weight.normal_(std=0.02)
+            for name, weight in self.head.named_parameters() if self.head is not None else ():
+                weight.zero_() if name == "bias" else weight.normal_(std=0.02)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.weight.device
 
     @property
     def table(self) -> Tensor:
@@ -61,8 +68,15 @@ class SequenceModel(nn.Module):
         return F.linear(x, self.table) if self.head is None else self.head(x)
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V). Positions of different segments in one row do not see each other;
-        without segments each row is one."""
+        """Logits (B, T, V), or (B, C). Positions of different segments in one row do not see each
+        other; without segments each row is one. A row's class is that of its first segment."""
+        if self.config.shape.classes:
+            x_BTD = self.features(tokens_BT, segments_BT)
+            if segments_BT is None:
+                return self.head(x_BTD.mean(1))  # type: ignore[no-any-return, misc]
+            real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
+            mean_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
+            return self.head(mean_BD)  # type: ignore[no-any-return, misc]
         return self._logits(self.backbone(self.embed(tokens_BT), segments_BT))
 
     def features(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
@@ -82,8 +96,7 @@ class SequenceModel(nn.Module):
 
     def start(self, slots: int) -> State:
         """The empty state of `slots` independent texts, for `extend`. Causal models only."""
-        weight = self.embed.weight
-        return self.backbone.start(slots, weight.device, weight.dtype)  # type: ignore[no-any-return, operator]
+        return self.backbone.start(slots, self.device, self.embed.weight.dtype)  # type: ignore[no-any-return, operator]
 
     def extend(self, state: State, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Appends tokens (rows padded on the right, `lengths_B` ≥ 1 of each valid) and gives the

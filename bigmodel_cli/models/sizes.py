@@ -19,12 +19,14 @@ class Shape:
     """What a task asks of a model.
 
     vocabulary: number of token ids in and out; context: the longest row in tokens;
-    causal: whether position t may see only positions ≤ t.
+    causal: whether position t may see only positions ≤ t; classes: if any, a row is one of them,
+    and the model gives their logits, not its tokens'.
     """
 
     vocabulary: int
     context: int
     causal: bool
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ModelConfig:
     def parameters(self) -> int:
         """The number of trained weights, by formula."""
         D, V, H, L = self.width, self.shape.vocabulary, self.hidden, self.layers
+        C = self.shape.classes
         if self.family == "transformer":
             kv = self.kv_heads * self.head_width
             body = L * (2 * D * D + 2 * D * kv + 3 * D * H + 2 * D + 2 * self.head_width)
@@ -69,7 +72,19 @@ class ModelConfig:
             body = L * (directions * gates * (D * part + part * part + 2 * part) + D)
         else:
             body = self.window * D * D + L * (2 * D * H + D)
-        return body + D + V * D * (1 if self.tied else 2)
+        outer = V * D + (D + 1) * C if C else V * D * (1 if self.tied else 2)
+        return body + D + outer
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one text's tokens are chosen. temperature 0: the most likely one; top_k 0 and top_p 1:
+    no limit. The same seed gives the same text."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
 
 
 # width, layers, heads: about 1, 4, 11, 42 and 124 million weights with small vocabularies
@@ -120,8 +135,6 @@ def model_config(
     kv_heads = kv_heads or heads
     if heads % kv_heads:
         raise UsageError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}")
-    if family == "mlp" and not shape.causal:
-        raise UsageError("an mlp has no masked objective", "use --model transformer or --model rnn")
     if family == "rnn" and not shape.causal and width % 2:
         raise UsageError(f"--width {width} must be even for an rnn of two directions")
     return ModelConfig(
@@ -134,7 +147,7 @@ def model_config(
         hidden=hidden or hidden_width(family, width),
         cell=cell,
         window=window,
-        tied=tie,
+        tied=tie and not shape.classes,
         dropout=dropout,
     )
 
@@ -175,4 +188,5 @@ def row_bytes(config: ModelConfig) -> int:
     else:
         layer = 4 * (4 * D + 3 * H)
     extra = 8 * config.window * D if config.family == "mlp" else 0
-    return T * (config.layers * layer + extra + 14 * config.shape.vocabulary)
+    logits = 0 if config.shape.classes else 14 * config.shape.vocabulary
+    return T * (config.layers * layer + extra + logits)

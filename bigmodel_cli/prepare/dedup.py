@@ -1,13 +1,21 @@
-"""Exact duplicates, and the split of a unit: both functions of nothing but its content."""
+"""Exact duplicates, and the split of a unit: functions of nothing but the units' content."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
+
+from bigmodel_cli.artifacts.ledger import Ledger
+from bigmodel_cli.tasks import Units
+from bigmodel_cli.tasks.clean import as_column
+
+if TYPE_CHECKING:
+    from bigmodel_cli.prepare.spool import Spool
 
 SPLITS = ("train", "val", "test")
 
@@ -41,9 +49,89 @@ class Seen:
         return result
 
 
+def shares_of(hashes: list[bytes], seed: int) -> NDArray[np.float64]:
+    """A number from 0 to 1 for each unit, drawn by its content: (n,)."""
+    drawn = [xxhash.xxh3_64_intdigest(digest, seed=seed) for digest in hashes]
+    return np.array(drawn, np.uint64) / float(1 << 64)
+
+
 def split_of(hashes: list[bytes], val: float, test: float, seed: int) -> NDArray[np.int8]:
     """The index in SPLITS of each unit: (n,). Adding units never moves another."""
-    ends = np.array(
-        [xxhash.xxh3_64_intdigest(digest, seed=seed) for digest in hashes], np.uint64
-    ) / float(1 << 64)
+    ends = shares_of(hashes, seed)
     return np.where(ends < test, 2, np.where(ends < test + val, 1, 0)).astype(np.int8)
+
+
+def stratified(
+    hashes: list[bytes], strata: list[str], val: float, test: float, seed: int
+) -> NDArray[np.int8]:
+    """The index in SPLITS of each unit: (n,). Of each stratum its share goes to val and to test,
+    rounded so that all of them together have theirs; one unit of each stays in train."""
+    drawn = shares_of(hashes, seed)
+    splits = np.zeros(len(hashes), np.int8)
+    names, codes = np.unique(np.array(strata, object).astype(str), return_inverse=True)
+    before = 0
+    for stratum in range(len(names)):
+        places = np.flatnonzero(codes == stratum)
+        places = places[np.argsort(drawn[places], kind="stable")]
+        begin = 0
+        for number, share in ((2, test), (1, val)):
+            count = round((before + len(places)) * share) - round(before * share)
+            end = min(begin + count, len(places) - 1)
+            splits[places[begin:end]] = number
+            begin = max(begin, end)
+        before += len(places)
+    return splits
+
+
+def assign(
+    stream: Iterator[Units], shares: Mapping[str, float], seed: int, ledger: Ledger, held: Spool
+) -> Iterator[tuple[str, tuple[pa.RecordBatch, int, bytes]]]:
+    """Drops exact duplicates and splits what is left: (split, (table, bytes, hashes)).
+
+    Where the units have strata, they wait in `held` until all of them are known.
+    """
+    seen = Seen()
+    waiting: list[bytes] = []
+    strata: list[str] = []
+    sizes: list[NDArray[np.int64]] = []
+    for units in stream:
+        hashes = digests(units.keys)
+        fresh = seen.fresh(hashes)
+        rows = np.ones(len(hashes), np.int64) if units.rows is None else units.rows
+        for index in np.flatnonzero(~fresh):
+            size, count = int(units.sizes[index]), int(rows[index])
+            ledger.drop("duplicate_exact", size, units.where(int(index)), count)
+        chosen = np.flatnonzero(fresh)
+        ledger.keep(int(rows[chosen].sum()), int(units.sizes[chosen].sum()))
+        if units.split in ("val", "test"):
+            splits = np.full(len(hashes), SPLITS.index(units.split))
+        elif units.strata is not None:
+            if len(chosen):
+                waiting += [hashes[index] for index in chosen]
+                strata += units.strata.take(as_column(chosen)).to_pylist()
+                sizes.append(units.sizes[chosen])
+                held.add("train", (units.table.take(as_column(chosen)), 0, b""))
+            continue
+        elif units.rows is not None:  # whose task has split them
+            splits = np.zeros(len(hashes), np.int8)
+        else:
+            splits = split_of(hashes, shares["val"], shares["test"], seed)
+        yield from _cut(units.table, hashes, units.sizes, splits, fresh)
+    held.close()
+    if waiting:
+        splits = stratified(waiting, strata, shares["val"], shares["test"], seed)
+        first = 0
+        for number, (table, _) in enumerate(held.parts("train")):
+            part = slice(first, first := first + table.num_rows)
+            yield from _cut(table, waiting[part], sizes[number], splits[part], True)
+
+
+def _cut(
+    table: pa.RecordBatch, hashes: list[bytes], sizes: NDArray[np.int64],
+    splits: NDArray[np.integer[Any]], fresh: Any,
+) -> Iterator[tuple[str, tuple[pa.RecordBatch, int, bytes]]]:  # fmt: skip
+    for number, name in enumerate(SPLITS):
+        chosen = np.flatnonzero(fresh & (splits == number))
+        if len(chosen):
+            content = b"".join(hashes[index] for index in chosen)
+            yield name, (table.take(as_column(chosen)), int(sizes[chosen].sum()), content)

@@ -1,14 +1,16 @@
 """Any source, as batches of rows of bounded size.
 
-Files (.jsonl, .csv, .tsv, .parquet hold records; all else is text, one document a file), folders,
-globs, standard input, hub data sets; files also as .gz and .zst.
+Files (.jsonl, .csv, .tsv, .parquet hold records, and .json where documents are no rows; all else
+is text, one document a file), folders, globs, standard input, hub data sets; also .gz and .zst.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 import pyarrow as pa
@@ -16,27 +18,54 @@ import pyarrow as pa
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.records import ARROW, READERS, Choose, hub
-from bigmodel_cli.prepare.sources import Source, open_bytes
+from bigmodel_cli.prepare.records import ARROW, READERS, Choose, delimited, hub
+from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
 from bigmodel_cli.tasks import Rows
 
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 
 
+def columns(source: Source, layout: Layout) -> dict[str, str]:
+    """The columns (name → type) of a source; none of one that holds no records."""
+    found: dict[str, str] = {}
+
+    def choose(columns: Mapping[str, str], _where: str) -> dict[str, str]:
+        found.update(columns)
+        raise _Enough
+
+    with contextlib.suppress(_Enough, DataError):
+        next(read(source, choose, dataclasses.replace(layout, documents=False), Ledger(),
+                  lambda _: None), None)  # fmt: skip
+    return found
+
+
+class _Enough(Exception):  # noqa: N818 (no error)
+    pass
+
+
 def read(
-    source: Source, choose: Choose, separator: str, ledger: Ledger, advance: Callable[[int], None]
+    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """A source's rows. `choose` picks the columns of records; `advance` is told of bytes read.
 
     Raises DataError for a file that cannot be read to its end.
     """
+    text = source.kind == "text" or (source.kind == "json" and layout.documents)
     try:
         if source.hub:
-            yield from hub(source, choose)
-        elif source.kind == "text":
-            yield from _text(source, separator, ledger, advance)
+            yield from hub(source, choose, layout)
+        elif layout.header and source.kind in ("text", "csv", "tsv"):
+            yield from delimited(source, choose, layout, ledger, advance)
+        elif text and layout.documents:
+            yield from _text(source, layout.separator, ledger, advance)
+        elif text:
+            raise DataError(
+                f"`{source.name}` holds no records that this task could use",
+                "if it has columns, name them: --header label,text --delimiter '\\t'; "
+                "or leave it out with --exclude",
+            )
         else:
-            yield from READERS[source.kind](source, choose, ledger, advance)
+            yield from READERS[source.kind](source, choose, layout, ledger, advance)
     except (EOFError, zlib.error, gzip.BadGzipFile, *ARROW) as error:
         raise DataError(
             f"`{source.name}` cannot be read to its end: {str(error).splitlines()[0]}",

@@ -1,4 +1,4 @@
-"""Sources that hold records: JSON lines, CSV, TSV, Parquet, hub data sets."""
+"""Sources that hold records: JSON lines, JSON, CSV, TSV, Parquet, hub data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.sources import Source, open_bytes
+from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.clean import as_column
 
@@ -29,11 +29,39 @@ ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.Arrow
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
 
 
+class _Number(float):
+    """A number of JSON's, as it was written, with any number of digits."""
+
+    text: str
+
+    def __new__(cls, text: str) -> _Number:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+def _as_text(value: Any, kind: str) -> str | None:
+    """A value as its kind's text. Raises ValueError for what the kind cannot be."""
+    if value is None or (kind == "text" and isinstance(value, str)):
+        return value
+    if kind == "json":
+        return json.dumps(value, ensure_ascii=False)
+    if kind == "value":
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, _Number):
+            return value.text
+        if isinstance(value, str):
+            return value
+    raise ValueError
+
+
 class _Records:
     """Records as they are collected, by the task's names for the columns that it chose."""
 
-    def __init__(self, source: Source, names: Mapping[str, str]) -> None:
+    def __init__(self, source: Source, names: Mapping[str, str], layout: Layout) -> None:
         self.source, self.names = source, names
+        self.kinds = [layout.kinds.get(name, "text") for name in names]
         self.first = 0
         self._clear()
 
@@ -42,16 +70,13 @@ class _Records:
         self.numbers: list[int] = []
         self.size = 0
 
-    def add(self, values: Sequence[str | None], number: int) -> None:
+    def add(self, values: Sequence[Any], number: int) -> None:
         """One record: a value for each chosen column, and its line. Raises ValueError for a value
-        that is no text, or half of a surrogate pair (which is a ValueError, too)."""
-        for value in values:
-            if value is not None:
-                if not isinstance(value, str):
-                    raise ValueError
-                self.size += len(value.encode())
-        for column, value in zip(self.columns.values(), values, strict=True):
-            column.append(value)
+        that is not of its kind, or half of a surrogate pair (which is a ValueError, too)."""
+        texts = [_as_text(value, kind) for value, kind in zip(values, self.kinds, strict=True)]
+        self.size += sum(len(text.encode()) for text in texts if text is not None)
+        for column, text in zip(self.columns.values(), texts, strict=True):
+            column.append(text)
         self.numbers.append(number)
 
     def take(self) -> Iterator[Rows]:
@@ -78,7 +103,7 @@ class _Records:
 
 
 def jsonl(
-    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """JSON lines. A malformed line is counted and named; the rest goes on."""
     assert source.path is not None
@@ -87,9 +112,10 @@ def jsonl(
     with open_bytes(source.path) as file:
         for chunk in _line_chunks(file, source.name):
             if records is None and (found := _keys(chunk)):
-                records = _Records(source, choose(found, f"`{source.name}`"))
+                records = _Records(source, choose(found, f"`{source.name}`"), layout)
             lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-            columns = _parsed(chunk, list(records.names.values())) if records else None
+            flat = records and "json" not in records.kinds
+            columns = _parsed(chunk, list(records.names.values())) if records and flat else None
             if records and columns:
                 yield records.rows(columns, functools.partial(int.__add__, begin))
             else:
@@ -140,7 +166,7 @@ def _add_line(raw: bytes, number: int, records: _Records | None, name: str, ledg
             raise ValueError
         columns = list(records.names.values())
         try:
-            row = json.loads(raw, parse_int=float)  # which takes any number of digits
+            row = json.loads(raw, parse_int=_Number, parse_float=_Number)
         except RecursionError:  # Arrow takes any depth
             found = _parsed(raw, columns)
             row = found and {name: part[0].as_py() for name, part in zip(columns, found)}
@@ -154,23 +180,66 @@ def _add_line(raw: bytes, number: int, records: _Records | None, name: str, ledg
 
 def _keys(chunk: bytes) -> dict[str, str]:
     """The keys of the first rows, each with the type of its first value that is not null."""
-    kinds = {str: "string", int: "number", float: "number"}
-    empty: dict[str, str] = {}
-    found: dict[str, str] = {}
-    rows = 0
+    rows: list[Mapping[str, Any]] = []
     for raw in io.BytesIO(chunk):
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(raw, parse_int=float)
             if isinstance(row, dict):
-                rows += 1
-                for key, value in row.items():
-                    if value is None:
-                        empty[key] = "null"
-                    else:
-                        found.setdefault(key, kinds.get(type(value), "other"))
-        if rows == SHOWN_ROWS:
+                rows.append(row)
+        if len(rows) == SHOWN_ROWS:
             break
+    return _types(rows)
+
+
+def _types(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    kinds = {str: "string", int: "number", float: "number", _Number: "number", bool: "bool"}
+    empty: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for row in rows:
+        for key, value in row.items():
+            if value is None:
+                empty[key] = "null"
+            else:
+                found.setdefault(key, kinds.get(type(value), "other"))
     return {**empty, **found}
+
+
+def json_list(
+    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """One list of objects, which is read whole."""
+    assert source.path is not None
+    with open_bytes(source.path) as file:
+        raw = file.read(LONGEST_ROW + 1)
+    if len(raw) > LONGEST_ROW:
+        raise DataError(
+            f"`{source.name}` has over {LONGEST_ROW >> 30} GiB, and a .json is read whole",
+            f"make it JSON lines: jq -c '.[]' {source.name} > rows.jsonl",
+        )
+    try:
+        rows = json.loads(raw, parse_int=_Number, parse_float=_Number)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"`{source.name}` is no JSON: {error}", "mend it, or leave it out "
+                        "with --exclude") from None  # fmt: skip
+    if not isinstance(rows, list):
+        raise DataError(f"`{source.name}` holds no list of objects", "for example: [{…}, {…}]")
+    objects = [row for row in rows if isinstance(row, dict)]
+    if not objects:
+        return
+    records = _Records(source, choose(_types(objects[:SHOWN_ROWS]), f"`{source.name}`"), layout)
+    for number, row in enumerate(rows, 1):
+        try:
+            if not isinstance(row, dict):
+                raise ValueError
+            records.add([row.get(column) for column in records.names.values()], number)
+        except ValueError:
+            size = len(json.dumps(row))
+            ledger.came_in(1, size)
+            ledger.drop("malformed", size, f"{source.name}, item {number}")
+        if records.size > sources.CHUNK:
+            yield from records.take()
+    yield from records.take()
+    advance(len(raw))
 
 
 def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
@@ -190,22 +259,37 @@ def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def delimited(
-    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
-    """Comma- or tab-separated rows below a header."""
+    """Comma- or tab-separated rows, below a header unless the layout names the columns.
+
+    Where it does, or names a delimiter, anything but commas is no CSV: then quotes mean nothing,
+    and the last column takes the rest of its line.
+    """
     assert source.path is not None
+    delimiter = layout.delimiter or ("," if source.kind == "csv" else "\t")
+    plain = delimiter != "," and bool(layout.header or layout.delimiter)
     csv.field_size_limit(LONGEST_ROW)
     with (
         open_bytes(source.path) as raw,
         io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text,
     ):
         lines = _counted(text, advance)
-        reader = csv.reader(lines, delimiter="\t" if source.kind == "tsv" else ",")
+        reader: Any
+        if plain:
+            reader = _Plain(lines, delimiter, len(layout.header))
+        else:
+            reader = csv.reader(lines, delimiter=delimiter)
         try:
-            header = next(reader)
+            header = list(layout.header) or next(reader)
         except StopIteration:
             return
-        records = _Records(source, choose(dict.fromkeys(header, "string"), f"`{source.name}`"))
+        if source.path.suffix.lower() == ".inter":
+            header = [name.partition(":")[0] for name in header]
+        if plain:
+            reader.columns = len(header)
+        found = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
+        records = _Records(source, found, layout)
         places = [header.index(name) for name in records.names.values()]
         while True:
             row: list[str] = []
@@ -227,6 +311,19 @@ def delimited(
         yield from records.take()
 
 
+class _Plain:
+    """Lines cut at a delimiter, with csv.reader's interface."""
+
+    def __init__(self, lines: Iterator[str], delimiter: str, columns: int) -> None:
+        self.lines, self.delimiter, self.columns = lines, delimiter, columns
+        self.line_num = 0
+
+    def __next__(self) -> list[str]:
+        line = next(self.lines).rstrip("\r\n")
+        self.line_num += 1
+        return line.split(self.delimiter, self.columns - 1) if line.strip() else []
+
+
 def _counted(lines: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
     for line in lines:
         advance(len(line))
@@ -234,7 +331,7 @@ def _counted(lines: Iterator[str], advance: Callable[[int], None]) -> Iterator[s
 
 
 def parquet(
-    source: Source, choose: Choose, ledger: Ledger, advance: Callable[[int], None]
+    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """Parquet, a few rows at a time, so that long ones do not fill the memory."""
     del ledger
@@ -246,10 +343,8 @@ def parquet(
     with pyarrow.parquet.ParquetFile(source.path) as file:
         if not file.metadata.num_rows:
             return
-        found = {
-            field.name: "string" if _is_text(field.type) else "other" for field in file.schema_arrow
-        }
-        records = _Records(source, choose(found, f"`{source.name}`"))
+        found = {field.name: _type(field.type) for field in file.schema_arrow}
+        records = _Records(source, choose(found, f"`{source.name}`"), layout)
         average = source.path.stat().st_size / file.metadata.num_rows
         count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
         names = list(dict.fromkeys(records.names.values()))
@@ -260,9 +355,25 @@ def parquet(
 
 def _columns(records: _Records, batch: Any) -> Rows:
     """An Arrow batch's rows."""
-    columns = [batch.column(name).cast(pa.large_string()) for name in records.names.values()]
-    columns = [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns]
+    columns = []
+    for name, kind in zip(records.names.values(), records.kinds, strict=True):
+        column = batch.column(name)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if kind == "json" and not _is_text(column.type):
+            texts = [_as_text(value, kind) for value in column.to_pylist()]
+            columns.append(pa.array(texts, pa.large_string()))
+        else:
+            columns.append(column.cast(pa.large_string()))
     return records.rows(columns, functools.partial(int.__add__, records.first + 1))
+
+
+def _type(kind: Any) -> str:
+    if _is_text(kind):
+        return "string"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "bool" if pa.types.is_boolean(kind) else "null" if pa.types.is_null(kind) else "other"
 
 
 def _is_text(kind: Any) -> bool:
@@ -274,17 +385,19 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def hub(source: Source, choose: Choose) -> Iterator[Rows]:
-    """A hub data set's rows, through datasets; hf:NAME[:SPLIT]."""
+def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
+    """A hub data set's rows, through datasets; hf:NAME[:SPLIT]. Classes go by their names."""
     data = sources.load_hub(source.hub)
-    found = {
-        name: "string" if getattr(kind, "dtype", "") in ("string", "large_string") else "other"
-        for name, kind in data.features.items()
-    }
-    records = _Records(source, choose(found, f"`{source.name}`"))
+    found = {field.name: _type(field.type) for field in data.features.arrow_schema}
+    records = _Records(source, choose(found, f"`{source.name}`"), layout)
     names = list(dict.fromkeys(records.names.values()))
+    classes = {n: pa.array(k.names) for n, k in data.features.items() if hasattr(k, "names")}
     for batch in data.select_columns(names).with_format("arrow").iter(512):
+        for name in set(names) & set(classes):
+            place = batch.schema.get_field_index(name)
+            batch = batch.set_column(place, name, classes[name].take(batch.column(name)))
         yield _columns(records, batch)
 
 
-READERS = {"jsonl": jsonl, "csv": delimited, "tsv": delimited, "parquet": parquet}
+READERS = {"jsonl": jsonl, "json": json_list, "csv": delimited, "tsv": delimited,
+           "parquet": parquet}  # fmt: skip

@@ -7,6 +7,7 @@ encodes them into shards. The manifest comes last.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
-from bigmodel_cli.tasks import Rows, Task, Units, save_task, task_class
+from bigmodel_cli.tasks import TABLE, Rows, Task, save_task, task_class, task_options
 
 FEW_UNITS = 30
 
@@ -33,14 +34,23 @@ class Prepared:
     fresh: bool
 
 
-def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context) -> Prepared:
-    """Builds work/data from the sources, unless it is up to date.
+def run(
+    config: PrepareConfig, said: Mapping[str, Any], workdir: Workdir, context: Context
+) -> Prepared:
+    """Builds work/data from the sources, unless it is up to date. said: options of a task's own.
 
     Raises UsageError, DataError, ResourceError; StoppedError when another process builds it.
     """
-    from bigmodel_cli.prepare.sources import Source, find, recognise_splits
+    from bigmodel_cli.prepare.sources import Layout, Source, find, recognise_splits
 
-    task = task_class(config.task)(options)
+    wanted = _columns(config.column)
+    if config.task != "auto":
+        task_class(config.task)  # raises
+    layout = Layout(
+        _escaped(config.document_separator),
+        tuple(name.strip() for part in config.header for name in part.split(",")),
+        _escaped(config.delimiter),
+    )  # fmt: skip
     fractions = {name: _fraction(getattr(config, name), name) for name in ("val", "test")}
     if sum(fraction or 0 for fraction in fractions.values()) >= 1:
         raise UsageError(
@@ -57,13 +67,16 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
                 sources = [s for s in sources if (s.path, s.hub) not in taken] + [
                     Source(s.name, s.path, s.hub, name) for s in named
                 ]
+        kind = _task(config, sources, layout, context)
+        task = kind(kind.Options(**task_options(kind, "prepare", said)))
+        layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         cache = HashCache(workdir.data)
         inputs = [_describe(source, cache, context) for source in sources]
         cache.save()
         recipe = {
             "stage": "prepare",
             "inputs": inputs,
-            "options": {**_options(config), **task.identity()},
+            "options": {**_options(config), "task": task.name, **task.identity()},
         }
         print_ = manifest.fingerprint(recipe)
         old = _old(workdir, context)
@@ -75,9 +88,51 @@ def run(config: PrepareConfig, options: Any, workdir: Workdir, context: Context)
             reasons = manifest.changes(_keyed(old["recipe"]), _keyed(recipe))
             if reasons:
                 context.note("building again, because of " + "; ".join(reasons[:3]))
-        return Prepared(
-            _build(config, fractions, task, sources, recipe, print_, workdir, context), fresh=False
+        built = _build(
+            config, fractions, task, sources, layout, wanted, recipe, print_, workdir, context
         )
+        return Prepared(built, fresh=False)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise UsageError(f"--column is `{pair}`", "say which is which: --column text=body")
+        found[name] = column
+    return found
+
+
+def _task(
+    config: PrepareConfig, sources: Sequence[Any], layout: Any, context: Context
+) -> type[Task]:
+    """The task that was named, or the one that the sources are for. Raises UsageError."""
+    from bigmodel_cli.prepare.readers import columns
+
+    if config.task != "auto":
+        return task_class(config.task)
+    found: dict[str, str] = {}
+    if layout.header or all(source.hub or source.kind != "text" for source in sources):
+        found = columns(sources[0], layout)
+    # a column that goes by another name is known by the one that it is given
+    found |= {n: found.get(c, "string") for n, c in _columns(config.column).items()}
+    names = [source.name for source in sources]
+    claims = [name for name in TABLE if task_class(name).claims(found, names)]
+    if len(claims) > 1:
+        raise UsageError(
+            f"`{names[0]}` could be for " + " or ".join(claims), f"choose: --task {claims[0]}"
+        )
+    if not claims:
+        return task_class("language")
+    shown = ", ".join(f"`{name}`" for name in found)
+    context.note(f"task {claims[0]}" + (f": it has {shown}" if shown else "")
+                 + " (--task language, to learn its text alone)")  # fmt: skip
+    return task_class(claims[0])
 
 
 def _fraction(text: str, name: str = "val") -> float | None:
@@ -99,6 +154,9 @@ def _fraction(text: str, name: str = "val") -> float | None:
 def _options(config: PrepareConfig) -> dict[str, Any]:
     kept = identity(config)
     del kept["sources"], kept["exclude"], kept["max_loss"]  # what they select is in the inputs
+    for name in ("column", "header", "delimiter"):  # which came later
+        if not kept[name]:
+            del kept[name]
     for name in ("val", "test"):
         kept[name] = _fraction(kept[name]) if _fraction(kept[name]) is not None else "a source"
     return kept
@@ -164,11 +222,12 @@ def _shards(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _build(
     config: PrepareConfig, fractions: dict[str, float | None], task: Task, sources: Sequence[Any],
-    recipe: dict[str, Any], fingerprint: str, workdir: Workdir, context: Context,
+    layout: Any, wanted: Mapping[str, str], recipe: dict[str, Any], fingerprint: str,
+    workdir: Workdir, context: Context,
 ) -> dict[str, Any]:  # fmt: skip
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import ShardWriter
-    from bigmodel_cli.prepare.dedup import SPLITS
+    from bigmodel_cli.prepare.dedup import SPLITS, assign
     from bigmodel_cli.prepare.spool import Spool
 
     named = sorted({s.split for s in sources if s.split})
@@ -182,12 +241,14 @@ def _build(
     }
     # test and val come first, so that a duplicate is dropped from the train split
     ordered = sorted(sources, key=lambda s: -SPLITS.index(s.split or "train"))
-    separator = config.document_separator.replace("\\n", "\n").replace("\\t", "\t")
-    rows = _read(ordered, task, separator, ledger, context)
-    for split, units in _assign(task.units(rows, ledger), shares, config.seed, ledger):
-        spool.add(split, units)
+    rows = _read(ordered, task, wanted, layout, ledger, context)
+    units = task.units(rows, ledger, shares)
+    held = Spool(workdir.data / f"{manifest.TEMPORARY}held")
+    for split, part in assign(units, shares, config.seed, ledger, held):
+        spool.add(split, part)
+    held.remove()
     spool.close()
-    _check(spool.units, shares, named, ledger.to_json(), config, context)
+    _check(spool.units, shares, named, ledger.to_json(), task.unit_name, config, context)
 
     size = spool.bytes["train"]
     context.emit(Progress("tokenizer", 0, None, ""))
@@ -201,7 +262,7 @@ def _build(
         with ShardWriter(staging, split) as writer:
             for part, size in spool.parts(split):
                 columns = task.encode(part)
-                tokens += sum(len(columns.values[name]) for name in columns.lengths)
+                tokens += len(columns.values[next(iter(columns.lengths))])
                 writer.add(columns)
                 done += size
                 context.emit(Progress("encode", done, total, "B"))
@@ -217,6 +278,7 @@ def _build(
         "stage": "prepare",
         "task": task.name,
         "unit": task.unit_name,
+        "measure": task.measure,
         "fingerprint": fingerprint,
         "recipe": recipe,
         "command": {
@@ -265,8 +327,9 @@ def sweep(workdir: Workdir, document: dict[str, Any]) -> None:
 
 
 def _read(
-    sources: Sequence[Any], task: Task, separator: str, ledger: Any, context: Context
-) -> Iterator[Rows]:
+    sources: Sequence[Any], task: Task, wanted: Mapping[str, str], layout: Any, ledger: Any,
+    context: Context,
+) -> Iterator[Rows]:  # fmt: skip
     from bigmodel_cli.prepare.readers import read
 
     total = sum(s.path.stat().st_size for s in sources if s.path) or None
@@ -278,36 +341,11 @@ def _read(
         done += count
         context.emit(Progress("read", done, None if compressed else total, "B"))
 
+    def choose(found: Mapping[str, str], where: str) -> dict[str, str]:
+        return task.columns(found, wanted, where)
+
     for source in sources:
-        yield from read(source, task.columns, separator, ledger, advance)
-
-
-def _assign(
-    stream: Iterator[Units], shares: dict[str, float], seed: int, ledger: Any
-) -> Iterator[tuple[str, Any]]:
-    """Drops exact duplicates and splits what is left: (split, (table, bytes, hashes))."""
-    import numpy as np
-
-    from bigmodel_cli.prepare.dedup import SPLITS, Seen, digests, split_of
-    from bigmodel_cli.tasks.clean import as_column
-
-    seen = Seen()
-    for units in stream:
-        hashes = digests(units.keys)
-        fresh = seen.fresh(hashes)
-        for index in np.flatnonzero(~fresh):
-            ledger.drop("duplicate_exact", int(units.sizes[index]), units.where(int(index)))
-        if units.split in ("val", "test"):
-            splits = np.full(len(hashes), SPLITS.index(units.split))
-        else:
-            splits = split_of(hashes, shares["val"], shares["test"], seed)
-        for number, name in enumerate(SPLITS):
-            chosen = np.flatnonzero(fresh & (splits == number))
-            if len(chosen):
-                size = int(units.sizes[chosen].sum())
-                ledger.keep(len(chosen), size)
-                content = b"".join(hashes[index] for index in chosen)
-                yield name, (units.table.take(as_column(chosen)), size, content)
+        yield from read(source, choose, layout, ledger, advance)
 
 
 def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:
@@ -330,26 +368,26 @@ def _reasons(ledger: Mapping[str, Any]) -> str:
 
 def _check(
     units: dict[str, int], shares: dict[str, float], named: Sequence[str],
-    ledger: Mapping[str, Any], config: PrepareConfig, context: Context,
+    ledger: Mapping[str, Any], what: str, config: PrepareConfig, context: Context,
 ) -> None:  # fmt: skip
     if not sum(units.values()):
         reasons = _reasons(ledger)
         raise DataError(
             "nothing is left to train on" + (f": {reasons}" if reasons else ""),
-            "check the source, --text-column and --min-chars",
+            "check the source, --column and --min-chars",
         )
     _check_loss(config, ledger)
     for split, count in units.items():
         wanted = split == "train" or shares.get(split) or split in named
         if wanted and not count:
             raise DataError(
-                f"the {split} split is empty: {sum(units.values()):,} documents are too few"
+                f"the {split} split is empty: {sum(units.values()):,} {what} are too few"
                 + (f" ({_reasons(ledger)} were dropped)" if ledger["dropped"] else ""),
                 f"give more data, a larger --{split if split != 'train' else 'val'} share, "
                 f"or --{split if split != 'train' else 'val'} 0",
             )
         if split != "train" and 0 < count < FEW_UNITS:
-            context.warn(f"only {count} documents in {split}: intervals will be wide")
+            context.warn(f"only {count} {what} in {split}: intervals will be wide")
 
 
 def interruptible(work: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import glob
 import gzip
@@ -11,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -28,11 +29,29 @@ RECORDS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".inter": "tsv",  # of RecBole, whose header has types
+    ".json": "json",
 }
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "dev": "val", "test": "test",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What files do not say themselves.
+
+    separator: between the documents of a text file. header: the names of the columns, for
+    delimited files that have no header; delimiter: between columns, or "" for the usual one.
+    kinds: of columns, see Task; documents: whether what holds no records is a row.
+    """
+
+    separator: str = ""
+    header: tuple[str, ...] = ()
+    delimiter: str = ""
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    documents: bool = True
 
 
 @dataclass(frozen=True)

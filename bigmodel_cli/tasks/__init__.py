@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
+from bigmodel_cli.models.sizes import Sampling
 from bigmodel_cli.options import Key, identity, keys
 
 if TYPE_CHECKING:
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
 
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
-    from bigmodel_cli.models.generate import Sampling
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.models.sizes import Shape
 
 TABLE = {
     "language": "bigmodel_cli.tasks.language:Language",
+    "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
 }
+GREEDY = Sampling()
 TASK_FILE = "task.json"
+VALIDATION_TOKENS = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ class Rows:
 class Units:
     """Cleaned units: `table` is what `encode` gets, `keys` decides split and sameness.
 
-    sizes: bytes of text in each unit, (n,) int64.
+    sizes: bytes in each unit, (n,) int64. split: whose they are, or None if their hashes decide
+    it; strata: then each of these values is split by itself. rows: how many of the ledger's rows
+    each unit stands for, (n,) int64, or None for one.
     """
 
     table: pa.RecordBatch
@@ -60,6 +65,8 @@ class Units:
     sizes: NDArray[np.int64]
     split: str | None
     where: Callable[[int], str]
+    strata: pa.Array | None = None
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +92,13 @@ class Batch:
 
 
 class Plan(Protocol):
-    """The order of training: a pure function of the data, seed and epoch. `rows` per epoch."""
+    """The order of training: a pure function of the data, seed and epoch. `rows` per epoch, each
+    of `row_tokens` positions that the model computes: all of them if they are `even`, else on the
+    mean."""
 
     rows: int
+    row_tokens: float
+    even: bool
 
     def batch(self, position: int, count: int) -> Batch:
         """Rows position … position + count − 1 of the endless sequence of epochs."""
@@ -106,10 +117,29 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """units (m,) and additive statistics (m, k): several entries may add up to one unit."""
+    """units (m,) and additive statistics (m, k): several entries may add up to one unit. counts:
+    sums over all of them that no interval is made of, such as a confusion matrix."""
 
     units: NDArray[np.int64]
     statistics: NDArray[np.float64]
+    counts: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What an evaluation says beside its metrics: the first cell of each row names it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str | float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Inputs of the model, each a batch of one, and the texts that they are the tokens of."""
+
+    inputs: list[Mapping[str, Tensor]]
+    texts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +147,8 @@ class Request:
     """One request of `predict`, checked: what the model gets, and how its answer is chosen."""
 
     prompt: Any
-    max_tokens: int
-    sampling: Sampling
+    max_tokens: int = 0
+    sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
 
 
@@ -128,9 +158,15 @@ class Task(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type]
-    statistics: ClassVar[tuple[str, ...]]
-    unit_name: ClassVar[str]
+    unit_name: ClassVar[str]  # what an example is, in the plural
+    measure: ClassVar[str] = "tokens"  # what the first ragged field of an example holds
+    # the columns that are no plain text: `value` is also a number, `json` anything, as JSON
+    kinds: ClassVar[Mapping[str, str]] = {}
+    documents: ClassVar[bool] = False  # whether a file that holds no records is a row
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
+    # those of `predict` that a request may set beside
+    fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -141,13 +177,25 @@ class Task(ABC):
 
     # prepare ---------------------------------------------------------------------------------
 
-    @abstractmethod
-    def columns(self, found: Mapping[str, str], where: str) -> dict[str, str]:
-        """Which of a source's columns (name → type) to read, by the task's names for them."""
+    @classmethod
+    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
+        """Whether sources of these names, the first with these columns, are for this task."""
+        del columns, names
+        return False
 
     @abstractmethod
-    def units(self, rows: Iterable[Rows], ledger: Ledger) -> Iterator[Units]:
-        """Cleans, groups and filters rows into units; every drop goes to the ledger."""
+    def columns(
+        self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
+    ) -> dict[str, str]:
+        """Which of a source's columns (name → type) to read, by the task's names for them;
+        `wanted` are those that the user chose. Raises DataError."""
+
+    @abstractmethod
+    def units(
+        self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
+    ) -> Iterator[Units]:
+        """Cleans, groups and filters rows into units; every drop goes to the ledger. shares: of
+        val and test, where a split is to be made."""
 
     @abstractmethod
     def fit(
@@ -188,11 +236,28 @@ class Task(ABC):
     def loss_sum(self, model: SequenceModel, batch: Batch) -> Tensor:
         """The sum over the batch's loss terms, never a mean."""
 
+    def validation_rows(self) -> int:
+        """How many rows of `scoring` judge a checkpoint while training."""
+        return max(8, VALIDATION_TOKENS // self.shape().context)
+
     # evaluate --------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def statistics(self) -> tuple[str, ...]:
+        """The names of the additive statistics of a prediction."""
 
     @abstractmethod
     def metrics(self) -> Sequence[Metric]:
-        """The first is the headline; `loss` is among them."""
+        """The first is the headline, by which the best checkpoint is chosen; `loss` is among
+        them."""
+
+    def tables(
+        self, sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
+    ) -> list[Table]:
+        """What an evaluation says beside its metrics, from all statistics summed (k,)."""
+        del sums, counts
+        return []
 
     @abstractmethod
     def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
@@ -215,11 +280,11 @@ class Task(ABC):
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
-        """Some inputs, outputs and references, for people to read."""
+        """Some of what was held out, for people to read: `prompt`, `output` and `reference`."""
 
     @abstractmethod
-    def proof_texts(self, split: Split, count: int) -> tuple[list[str], list[list[int]]]:
-        """Held-out inputs as text and as the model's token ids, to compare two models by."""
+    def proof(self, split: Split, count: int) -> Proof:
+        """Held-out inputs to compare two models by."""
 
     # predict ---------------------------------------------------------------------------------
 
@@ -254,6 +319,23 @@ def task_keys(stage: str, names: Iterable[str] = TABLE) -> list[Key]:
         for key in keys(task_class(name).Options, stage):
             merged.setdefault(key.name, key)
     return list(merged.values())
+
+
+def task_options(kind: type[Task], stage: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's own options of a stage, where nothing was said by its defaults.
+
+    Raises UsageError for an option that belongs to another task.
+    """
+    own = {key.name: key for key in keys(kind.Options, stage)}
+    for name in said:
+        if name not in own:
+            others = [t for t in TABLE if name in {k.name for k in task_keys(stage, [t])}]
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} is no option of the task `{kind.name}`",
+                f"it belongs to {', '.join(others)}; see --task" if others else "leave it out",
+            )
+    return {name: said.get(name, key.default) for name, key in own.items()}
 
 
 def save_task(task: Task, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,23 @@ def text_column(found: Mapping[str, str], wanted: str, where: str) -> str:
         if len(names) == 1 or (names and names is not strings):
             return names[0]
     raise DataError(
-        f"{where}: which column is the text?", f"say --text-column NAME; it has {columns}"
+        f"{where}: which column is the text?", f"say --column text=NAME; it has {columns}"
     )
+
+
+def named_column(
+    found: Mapping[str, str], name: str, wanted: str | None, usual: Sequence[str], where: str
+) -> str:
+    """The column that the task calls `name`: the wanted one, or the first of its usual names.
+
+    Raises DataError when there is none.
+    """
+    chosen = wanted or next((other for other in usual if other in found), "")
+    if chosen not in found:
+        columns = ", ".join(f"`{column}`" for column in found) or "none"
+        missing = f"has no column `{wanted}`" if wanted else f"has no column for the {name}"
+        raise DataError(f"{where} {missing}", f"say --column {name}=NAME; it has {columns}")
+    return chosen
 
 
 def clean_text(rows: Rows, ledger: Ledger, shortest: int) -> Units | None:
@@ -110,9 +125,10 @@ def clean_text(rows: Rows, ledger: Ledger, shortest: int) -> Units | None:
         return None
     places = np.flatnonzero(kept)
     chosen = as_column(places)
+    names = [name for name in table.schema.names if name != "text"]
     units = pa.RecordBatch.from_arrays(
-        [text.take(chosen), *(table.column(n).take(chosen) for n in ("follows", "ends", "row"))],
-        names=["text", "follows", "ends", "row"],
+        [text.take(chosen), *(table.column(name).take(chosen) for name in names)],
+        names=["text", *names],
     )
     return Units(
         units, units.column("text"), sizes[places], rows.split, lambda i: rows.where(int(places[i]))

@@ -14,54 +14,27 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Metric, Predictions, Request, Rows, Task, Units
+from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pyarrow as pa
     from torch import Tensor
 
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
-    from bigmodel_cli.artifacts.tokenizer import Tokenizer
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.tasks.packing import PackedPlan
 
-SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
-HASTE_BYTES = 4 << 20  # less text is encoded in the time that the fast encoder takes to load
-PROOF_BYTES = 1 << 18  # of training text that both encoders must see alike
 BASELINE_TOKENS = 20_000_000  # of training text for the n-gram baseline
-NEW = ("bpe", "chars", "bytes")  # tokenizers that prepare makes itself
 PASSES = 7  # a masked model is scored with every 7th token left out, about as in training
 
 
 @dataclass(frozen=True)
-class LanguageOptions:
+class LanguageOptions(TokenizerOptions):
     """Options of the language task, by stage."""
 
-    text_column: str = option(
-        "",
-        "The column that holds the text.",
-        stage="prepare",
-        metavar="NAME",
-        shown_default="`text`, or the only one of strings",
-    )
     min_chars: int = option(10, "Drop documents of fewer characters.", stage="prepare", minimum=0)
-    tokenizer: str = option(
-        "bpe",
-        "bpe, chars, bytes, a tokenizer.json, a run or bundle folder, or hf:ID.",
-        stage="prepare",
-        metavar="KIND|PATH|hf:ID",
-    )
-    vocab_size: int | None = option(
-        None,
-        "Most tokens that a new bpe tokenizer may have.",
-        stage="prepare",
-        minimum=272,
-        maximum=1_000_000,
-        shown_default="1,024 to 32,768 by the size of the text",
-    )
     objective: str = option(
         "next",
         "Learn the next token, or tokens left out (BERT).",
@@ -75,46 +48,31 @@ class LanguageOptions:
     )  # fmt: skip
 
 
-def _texts(parts: Iterator[pa.RecordBatch]) -> Iterator[str]:
-    return (text for part in parts for text in part.column("text").to_pylist())
-
-
-class Language(Task):
+class Language(TextTask):
     name = "language"
     Options = LanguageOptions
-    statistics = ("nats", "tokens", "bytes", "correct")
     unit_name = "documents"
+    documents = True
     field = "prompt"
-
-    def __init__(self, options: LanguageOptions, tokenizer: Tokenizer | None = None) -> None:
-        super().__init__(options)
-        self._tokenizer = tokenizer
-        self._lossy_bytes = 0
-        self._slow = ""  # why the fast encoder is not used
+    fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
 
     @property
     def masked(self) -> bool:
         return bool(self.options.objective == "masked")
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        assert self._tokenizer is not None, "fit or load comes first"
-        return self._tokenizer
-
-    def identity(self) -> dict[str, Any]:
-        from bigmodel_cli.artifacts.tokenizer import signature_of
-
-        kind = self.options.tokenizer
-        return {**super().identity(), "tokenizer": kind if kind in NEW else signature_of(kind)}
-
     # prepare ---------------------------------------------------------------------------------
 
-    def columns(self, found: Mapping[str, str], where: str) -> dict[str, str]:
+    def columns(
+        self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
+    ) -> dict[str, str]:
         from bigmodel_cli.tasks.clean import text_column
 
-        return {"text": text_column(found, self.options.text_column, where)}
+        return {"text": text_column(found, wanted.get("text", ""), where)}
 
-    def units(self, rows: Iterable[Rows], ledger: Ledger) -> Iterator[Units]:
+    def units(
+        self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
+    ) -> Iterator[Units]:
+        del shares
         from bigmodel_cli.tasks.clean import clean_text
 
         for batch in rows:
@@ -126,21 +84,10 @@ class Language(Task):
         self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
         wait: Callable[[Callable[[], None]], None],
     ) -> str:  # fmt: skip
-        from bigmodel_cli.artifacts import tokenizer
+        def texts(limit: int) -> Iterator[str]:
+            return (text for part in sample(limit) for text in part.column("text").to_pylist())
 
-        kind = self.options.tokenizer
-        if kind in NEW:
-            vocabulary = self.options.vocab_size or tokenizer.default_vocabulary(size)
-            asked = f" (--vocab-size {vocabulary})" if kind == "bpe" else ""
-            self._tokenizer = tokenizer.train(_texts(sample(SAMPLE_BYTES)), kind, vocabulary, wait)
-            learned = f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"
-            what = f"{kind} tokenizer: {self.tokenizer.size:,} tokens{asked}, {learned}"
-        else:
-            self._tokenizer = tokenizer.bring(kind)
-            what = f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"
-        if size > HASTE_BYTES:
-            self._slow = self.tokenizer.hasten(list(_texts(sample(PROOF_BYTES))))
-        return what
+        return self.learn(texts, size, wait)
 
     def encode(self, units: pa.RecordBatch) -> Columns:
         import numpy as np
@@ -171,24 +118,6 @@ class Language(Task):
             {"tokens": lengths},
         )
 
-    def remarks(self) -> list[str]:
-        remarks = [f"{self._slow}; tokenizers encoded, which is slower"] if self._slow else []
-        if self._lossy_bytes:
-            remarks.append(
-                f"the tokenizer is not lossless: {abs(self._lossy_bytes):,} bytes differ between "
-                "the text and its tokens; bits per byte count the text's own bytes"
-            )
-        return remarks
-
-    def save(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
-
-    @classmethod
-    def load(cls, folder: Path, options: Any) -> Language:
-        from bigmodel_cli.artifacts import tokenizer
-
-        return cls(options, tokenizer.load(folder))
-
     # train -----------------------------------------------------------------------------------
 
     def shape(self) -> Shape:
@@ -204,6 +133,10 @@ class Language(Task):
         return model.loss_sum(targets_BT=batch.targets, **batch.inputs)
 
     # evaluate --------------------------------------------------------------------------------
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return ("nats", "tokens", "bytes", "correct")
 
     def metrics(self) -> Sequence[Metric]:
         import math
@@ -357,13 +290,17 @@ class Language(Task):
             found.append({"prompt": start, "output": outputs[0]["text"], "reference": rest[:400]})
         return found
 
-    def proof_texts(self, split: Split, count: int) -> tuple[list[str], list[list[int]]]:
+    def proof(self, split: Split, count: int) -> Proof:
+        import torch
+
         texts = []
         for unit in range(min(count, len(split))):
             tokens = split.values("tokens", unit, unit + 1)[: self.options.context].tolist()
             texts.append(self.tokenizer.decode(tokens))
         ids = [[self.tokenizer.endoftext, *self.tokenizer.encode(text)] for text in texts]
-        return texts, [tokens[: self.options.context] for tokens in ids]
+        return Proof(
+            [{"tokens_BT": torch.tensor([part[: self.options.context]])} for part in ids], texts
+        )
 
     # predict ---------------------------------------------------------------------------------
 

@@ -130,6 +130,7 @@ class PackedPlan:
 
     def __init__(self, order: PackedOrder, masks: Tokenizer | None) -> None:
         self.order, self.masks, self.rows = order, masks, order.rows
+        self.row_tokens, self.even = float(order.context), True
 
     def batch(self, position: int, count: int) -> Batch:
         inputs, targets, segments = np.zeros((3, count, self.order.context), np.int64)

@@ -11,16 +11,17 @@ import torch
 
 from bigmodel_cli.artifacts.tokenizer import MASK, Tokenizer
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.models.generate import Decoder, Sampling
+from bigmodel_cli.models.generate import Decoder
 from bigmodel_cli.models.sequence import SequenceModel
+from bigmodel_cli.models.sizes import Sampling
 from bigmodel_cli.tasks import Request
 
 MOST_TOKENS = 1 << 20
 MOST_STOPS, LONGEST_STOP = 16, 1024
 
 
-def text_request(document: Mapping[str, Any], field: str) -> Request:
-    """Checks a JSON request; null is absent, unknown fields are ignored. Raises DataError."""
+def text_field(document: Mapping[str, Any], field: str) -> str:
+    """A request's field that has to be text. Raises DataError."""
     prompt = document.get(field)
     if not isinstance(prompt, str):
         raise DataError(
@@ -30,6 +31,12 @@ def text_request(document: Mapping[str, Any], field: str) -> Request:
         prompt.encode()
     except UnicodeEncodeError:
         raise DataError(f"`{field}` holds half of a surrogate pair") from None
+    return prompt
+
+
+def text_request(document: Mapping[str, Any], field: str) -> Request:
+    """Checks a JSON request; null is absent, unknown fields are ignored. Raises DataError."""
+    prompt = text_field(document, field)
     stop = document.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if (
@@ -169,7 +176,7 @@ def fill(model: SequenceModel, tokenizer: Tokenizer, text: str) -> str:
     context = model.config.shape.context
     if len(tokens) > context:
         raise DataError(f"the text has {len(tokens):,} tokens, but the model sees {context:,}")
-    device = model.embed.weight.device
+    device = model.device
     logits_TV = model(torch.tensor([tokens], device=device))[0].float()
     logits_TV[:, list(tokenizer.specials)] = float("-inf")
     chosen = logits_TV.argmax(-1).tolist()

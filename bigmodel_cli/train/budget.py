@@ -26,7 +26,7 @@ class Length:
     text: str
 
 
-def length(config: TrainConfig, rows_per_epoch: int, batch_size: int, context: int) -> Length:
+def length(config: TrainConfig, rows_per_epoch: int, batch_size: int, row_tokens: float) -> Length:
     """The run's length from --steps, --epochs, --tokens or --minutes. Raises UsageError."""
     given = [n for n in ("steps", "epochs", "tokens", "minutes") if getattr(config, n) is not None]
     if len(given) > 1:
@@ -40,7 +40,7 @@ def length(config: TrainConfig, rows_per_epoch: int, batch_size: int, context: i
         steps = max(1, math.ceil(config.epochs * rows_per_epoch / batch_size))
         return Length(steps, None, f"{steps:,} steps (--epochs {config.epochs:g})")
     if config.tokens is not None:
-        steps = max(1, math.ceil(config.tokens / (batch_size * context)))
+        steps = max(1, math.ceil(config.tokens / (batch_size * row_tokens)))
         return Length(steps, None, f"{steps:,} steps (--tokens {config.tokens:,})")
     minutes = config.minutes or DEFAULT_MINUTES
     why = (

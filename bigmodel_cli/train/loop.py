@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bigmodel_cli.train.budget import Clock
     from bigmodel_cli.train.engine import Engine, Step
 
-VALIDATION_TOKENS = 32768
 # how many validations and checkpoints a run has, unless --checkpoint-every says otherwise; but no
 # more than so many steps or seconds may be lost
 EVALUATIONS, MOST_STEPS, MOST_SECONDS = 10, 1000, 900
@@ -68,7 +67,7 @@ class Loop:
         self.saved = self.step if state else -1
         self.finished = bool(state.get("finished"))
         shape = engine.model.config
-        self.row_tokens = shape.shape.context
+        self.row_tokens = engine.plan.row_tokens
         self.every = config.checkpoint_every
         if self.every is None and clock.length.steps is not None:
             self.every = min(MOST_STEPS, -(-clock.length.steps // EVALUATIONS))
@@ -86,7 +85,7 @@ class Loop:
             return
         place.folder.mkdir(parents=True, exist_ok=True)
         if state:  # also when the record is damaged
-            checkpoint.mark_best(place.checkpoints, self.best["name"], self.best.get("loss"))
+            checkpoint.mark_best(place.checkpoints, self.best["name"], self.best.get("value"))
         if place.log.exists():
             with place.log.open("r+b") as file:  # what is later than the checkpoint happens again
                 file.truncate(min(state.get("log_bytes", 0), place.log.stat().st_size))
@@ -153,7 +152,7 @@ class Loop:
             return False
         self.step += 1
         self.validation = None
-        self.tokens += self.engine.batch_size * self.row_tokens
+        self.tokens = round(self.step * self.engine.batch_size * self.row_tokens)
         self.speed = self.engine.batch_size * self.row_tokens / clock.tick()
         self._report(done, share)
         return True
@@ -187,8 +186,7 @@ class Loop:
         began = self.clock.look()
         self.validation = None
         if len(self.val):
-            limit = max(8, VALIDATION_TOKENS // self.row_tokens)
-            rows = max(1, self.engine.micro_batch)
+            rows, limit = max(1, self.engine.micro_batch), self.engine.task.validation_rows()
             self.validation = self.engine.validate(self.val, rows, limit, self._asked)
             self.clock.look()
         if self.validation is not None:
@@ -208,10 +206,21 @@ class Loop:
     def _save(self, finished: bool) -> None:
         self.clock.look()
         name = f"step-{self.step:08d}"
-        loss = self.validation["loss"] if self.validation else None
-        better = loss is not None and loss < self.best.get("loss", float("inf"))
-        if better or not self.best or not len(self.val):
-            self.best = {"name": name, **({} if loss is None else {"loss": loss})}
+        headline = self.engine.task.metrics()[0]
+        found = self.validation or {}
+        value, loss = found.get(headline.name), found.get("loss")
+        sign = 1 if headline.higher_is_better else -1
+        if (
+            not self.best
+            or not len(self.val)
+            or (
+                value is not None
+                and loss is not None
+                and (sign * value, -loss)
+                > (sign * self.best.get("value", -sign * math.inf), -self.best.get("loss", 0.0))
+            )
+        ):  # of equals, the one with the lower loss
+            self.best = {"name": name, **({} if value is None else {"value": value, "loss": loss})}
         parallel.check_weights(self.engine.model.parameters())
         parallel.lead(lambda: self._write_checkpoint(name, finished))
         self.saved, self.finished = self.step, finished
@@ -234,5 +243,5 @@ class Loop:
                 self.place.checkpoints, self.step, self.engine.model.state_dict(),
                 self.engine.optimizers.tensors(), state,
             )  # fmt: skip
-        checkpoint.mark_best(self.place.checkpoints, self.best["name"], self.best.get("loss"))
+        checkpoint.mark_best(self.place.checkpoints, self.best["name"], self.best.get("value"))
         checkpoint.prune(self.place.checkpoints, self.config.keep, self.best["name"])

@@ -18,21 +18,22 @@ from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.events import Context
 from bigmodel_cli.models import device as devices
 from bigmodel_cli.models.sizes import ModelConfig, flops_per_token, model_config, row_bytes
-from bigmodel_cli.tasks import Task
+from bigmodel_cli.tasks import Plan, Task
 from bigmodel_cli.train import budget, engine, parallel
 from bigmodel_cli.train.optim import LEARNING_RATES
 
 TOKENS_PER_UPDATE = 2048  # for up to 4 million weights
 LOGITS_BYTES = 32 << 20  # larger arrays come from the system page by page
 COMPILED_SECONDS = 600
+UNEVEN = "rows of unlike lengths would each be compiled by themselves"
 NOMINAL_FLOPS = {"cpu": 150e9, "cuda": 20e12}  # of one thread, or of a GPU by one thread
 
 
 def resolve(
-    config: TrainConfig, options: Mapping[str, Any], data: Mapping[str, Any], task: Task, rows: int,
-    run: str, context: Context,
+    config: TrainConfig, options: Mapping[str, Any], data: Mapping[str, Any], task: Task,
+    plan: Plan, run: str, context: Context,
 ) -> dict[str, Any]:  # fmt: skip
-    """A new run's configuration, as config.json keeps it. `rows`: of an epoch.
+    """A new run's configuration, as config.json keeps it.
 
     Raises UsageError and DataError.
     """
@@ -44,11 +45,12 @@ def resolve(
         hidden=config.hidden, cell=config.cell, window=config.window, tie=config.tie,
         dropout=config.dropout,
     )  # fmt: skip
-    _fits(rows, shape.context, data)
-    batch = config.batch_size or _batch_size(model, rows, device.type)
-    length = budget.length(config, rows, batch, shape.context)
+    _fits(plan, data)
+    batch = config.batch_size or _batch_size(model, plan, device.type)
+    length = budget.length(config, plan.rows, batch, plan.row_tokens)
     of_rank = -(-batch // parallel.world())
-    micro_batch = _micro_batch(config, model, of_rank, device.type, engine.memory_bytes(device))
+    memory = engine.memory_bytes(device)
+    micro_batch = _micro_batch(config, model, plan, of_rank, device.type, memory)
     resolved: dict[str, Any] = {
         "batch_size": batch,
         "micro_batch": micro_batch,
@@ -59,12 +61,12 @@ def resolve(
         "device": device.type,
         "length": dataclasses.asdict(length),
     }  # fmt: skip
-    resolved["compile"] = _compile(config, model, resolved, shape.context, context)
+    resolved["compile"] = _compile(config, model, resolved, plan, context)
     size = config.size or f"{model.layers} × {model.width}"
     ranks = f"{parallel.world()} ranks of " if parallel.world() > 1 else ""
     context.note(
         f"{config.model} {size}, {model.parameters / 1e6:.1f} M weights; {length.text}; "
-        f"{batch} × {shape.context} tokens an update; {resolved['precision']} on "
+        f"{batch} × {plan.row_tokens:.4g} {task.measure} an update; {resolved['precision']} on "
         f"{device.type}, {ranks}{resolved['threads']} threads" + ", compiled" * resolved["compile"]
     )
     return {
@@ -77,27 +79,27 @@ def resolve(
     }  # fmt: skip
 
 
-def _fits(rows: int, context: int, data: Mapping[str, Any]) -> None:
+def _fits(plan: Plan, data: Mapping[str, Any]) -> None:
     tokens = data["splits"]["train"]["tokens"]
-    if not rows:
+    if not plan.rows:
         raise DataError("the train split holds nothing to predict", "prepare more data")
-    if context > tokens:
+    if plan.row_tokens > tokens:
         raise UsageError(
-            f"--context is {context:,}, but the train split has only {tokens:,} tokens",
+            f"--context is {plan.row_tokens:,.0f}, but the train split has only {tokens:,} tokens",
             "choose a shorter context, or prepare more data",
         )
 
 
-def _batch_size(model: ModelConfig, rows: int, device: str) -> int:
+def _batch_size(model: ModelConfig, plan: Plan, device: str) -> int:
     """Rows per update: small models in short runs gain more from many updates than from exact
     gradients (docs/defaults.md); larger ones want more tokens, and a GPU is idle with few."""
     tokens = TOKENS_PER_UPDATE * max(1.0, model.parameters / 4e6) ** 0.5
     tokens *= 8 if device == "cuda" else 1
-    return int(max(1, min(rows, round(tokens / model.shape.context))))
+    return int(max(1, min(plan.rows, round(tokens / plan.row_tokens))))
 
 
 def _compile(
-    config: TrainConfig, model: ModelConfig, resolved: Mapping[str, Any], context: int,
+    config: TrainConfig, model: ModelConfig, resolved: Mapping[str, Any], plan: Plan,
     told: Context,
 ) -> bool:  # fmt: skip
     """Whether kernels are fused, which takes about 20 seconds before the first update, and then
@@ -107,13 +109,16 @@ def _compile(
         return False
     steps, seconds = resolved["length"]["steps"], resolved["length"]["seconds"]
     if seconds is None:  # at a guess, which depends on nothing but the configuration
-        flops = 3 * flops_per_token(model) * steps * resolved["batch_size"] * context
+        flops = 3 * flops_per_token(model) * steps * resolved["batch_size"] * plan.row_tokens
         seconds = flops / (NOMINAL_FLOPS[resolved["device"]] * resolved["threads"])
-    if config.compile == "auto" and seconds < COMPILED_SECONDS:
+    if config.compile == "auto" and (seconds < COMPILED_SECONDS or not plan.even):
         return False
-    reason = cannot_compile(torch.device(resolved["device"]), told)
+    reason = cannot_compile(torch.device(resolved["device"]), told) if plan.even else UNEVEN
     if reason and config.compile == "on":
-        raise UsageError(f"--compile on: {reason}", "install g++, or leave --compile out")
+        raise UsageError(
+            f"--compile on: {reason}", "install g++, or leave --compile out" if plan.even
+            else "leave --compile out",
+        )  # fmt: skip
     if reason:
         told.note(f"not compiled: {reason}")
     return not reason
@@ -127,8 +132,9 @@ def cannot_compile(device: Any, context: Context) -> str:
     return reason
 
 
-def _micro_batch(config: TrainConfig, model: ModelConfig, batch: int, device: str, memory: int
-                 ) -> int:  # fmt: skip
+def _micro_batch(
+    config: TrainConfig, model: ModelConfig, plan: Plan, batch: int, device: str, memory: int
+) -> int:
     """Rows at a time: what fits in 40 % of the memory beside weights and optimizer; on a CPU no
     more than keeps each array near the caches (measured: 1.5 times as fast as all at once)."""
     if config.micro_batch:
@@ -136,6 +142,7 @@ def _micro_batch(config: TrainConfig, model: ModelConfig, batch: int, device: st
     room = max(0, memory * 0.4 - model.parameters * 16)
     most = max(1, int(room // row_bytes(model)))
     if device == "cpu" and model.family != "rnn":  # whose time steps want many rows
-        tokens = min(2048, max(1024, LOGITS_BYTES // (2 * model.shape.vocabulary)))
-        most = min(most, max(1, tokens // model.shape.context))
+        logits = 1 if model.shape.classes else model.shape.vocabulary
+        tokens = min(2048, max(1024, LOGITS_BYTES // (2 * logits)))
+        most = min(most, max(1, int(tokens // plan.row_tokens)))
     return -(-batch // -(-batch // most))  # equal parts

@@ -97,7 +97,7 @@ def _finished(place: Run, context: Context) -> Trained | None:
         best = checkpoint.read_best(place.checkpoints)
         told = last.get("best") or best
         if last.get("finished") and told["name"] != best["name"]:  # killed before it was marked
-            checkpoint.mark_best(place.checkpoints, told["name"], told.get("loss"))
+            checkpoint.mark_best(place.checkpoints, told["name"], told.get("value"))
             best = told
         state = checkpoint.read_state(place.checkpoints / best["name"])
     except FormatError:
@@ -138,7 +138,7 @@ def _train(
     plan = task.plan(train_split, config.seed)
     new = known is None
     known = known or parallel.lead(
-        lambda: resolve(config, options, data, task, plan.rows, place.name, context)
+        lambda: resolve(config, options, data, task, plan, place.name, context)
     )
     if new:
         resolved = known["resolved"]

@@ -143,7 +143,7 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
         {"m.jsonl": b'{"text": "half a \\ud83d pair"}\n' * 2}, "m.jsonl", ["2 malformed"], "source",
     ),
     "JSON lines without the column": (
-        {"m.jsonl": jsonl({"text": "Some text here.", "id": "a"})}, "m.jsonl --text-column body",
+        {"m.jsonl": jsonl({"text": "Some text here.", "id": "a"})}, "m.jsonl --column text=body",
         ["`m.jsonl`", "`body`"], "`text`, `id`",
     ),
     "JSON lines with two columns of text": (
@@ -154,7 +154,7 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
     "CSV that ends with its header": ({"c.csv": b"text,id\n"}, "c.csv", ["nothing"], "source"),
     "CSV that begins with an empty line": ({"c.csv": b"\ntext\n"}, "c.csv", ["column"], ""),
     "CSV without the column": (
-        {"c.csv": b"text,id\nSome text here.,1\n"}, "c.csv --text-column body",
+        {"c.csv": b"text,id\nSome text here.,1\n"}, "c.csv --column text=body",
         ["`c.csv`", "`body`"], "`text`, `id`",
     ),
     "gzip, truncated": (
@@ -186,7 +186,7 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
     "parquet without rows": ({"p.parquet": parquet({"text": pa.array([], "string")})}, "p.parquet",
                              ["nothing is left"], ""),
     "parquet whose column holds lists": (
-        {"p.parquet": parquet(LIST)}, "p.parquet --text-column tags", ["`p.parquet`"], "",
+        {"p.parquet": parquet(LIST)}, "p.parquet --column text=tags", ["`p.parquet`"], "",
     ),
     "parquet whose column holds no text": (
         {"p.parquet": parquet({"text": [b"\xff\xfe" * 9]})}, "p.parquet", ["`p.parquet`"], "",
@@ -492,7 +492,7 @@ USAGE = [
     ("train --run new --steps 2 --context 100000", ["100,000", "1,835"], "shorter"),
     ("train --run new --steps 2 --width 32 --heads 3", ["--width 32", "--heads 3"], "multiple"),
     ("train --run new --steps 2 --width 32 --heads 2 --kv-heads 3", ["--kv-heads 3"], ""),
-    ("train --run new --model mlp --objective masked --steps 2", ["mlp"], "--model"),
+    ("train --run new --width 30 --heads 4 --steps 2", ["--width", "30"], "multiple"),
     ("train --set stepz=1", ["`stepz`", "--set"], "did you mean `steps`"),
     ("train --set steps", ["`--set steps`"], "--set val=0.1"),
     ("train --set =5", ["unknown key"], "steps"),
@@ -604,7 +604,7 @@ def test_a_bad_environment_is_named(
 @pytest.mark.parametrize(
     "more",
     ["--steps 2 --minutes 1", "--steps 2 --heads 3", "--steps 2 --kv-heads 3",
-     "--steps 2 --context 100000", "--steps 2 --size huge", "--model mlp --objective masked"],
+     "--steps 2 --context 100000", "--steps 2 --size huge", "--width 30 --heads 4"],
 )  # fmt: skip
 def test_a_restart_with_wrong_options_does_not_destroy_the_run(cli: Cli, more: str) -> None:
     with unchanged(cli.work):

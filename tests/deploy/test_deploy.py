@@ -174,12 +174,12 @@ def test_the_comparison_notices_one_other_token() -> None:
     torch.manual_seed(0)
     config = model_config("transformer", "nano", Shape(20, 16, True), width=16, heads=2)
     model = SequenceModel(config).eval()
-    texts = [[1, 2, 3, 4]]
+    texts = [{"tokens_BT": torch.tensor([[1, 2, 3, 4]])}]
     write = receipt.greedy(model)
     assert receipt.compare(model, texts, model, write, "it")["greedy_identical"] == 14
 
-    def off(tokens: torch.Tensor) -> torch.Tensor:
-        return model(tokens) + 2e-3
+    def off(tokens_BT: torch.Tensor) -> torch.Tensor:
+        return model(tokens_BT) + 2e-3
 
     with pytest.raises(BigmodelError, match="logits differ"):
         receipt.compare(model, texts, off, write, "it")

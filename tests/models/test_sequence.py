@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.models import transformer
-from bigmodel_cli.models.generate import Decoder, Sampling, sample
+from bigmodel_cli.models.generate import Decoder, sample
 from bigmodel_cli.models.sequence import SequenceModel, build
-from bigmodel_cli.models.sizes import SIZES, ModelConfig, Shape, model_config
+from bigmodel_cli.models.sizes import SIZES, ModelConfig, Sampling, Shape, model_config
 from bigmodel_cli.models.transformer import attend
 
 KINDS = [
@@ -24,10 +24,15 @@ KINDS = [
 ]
 
 
-def make(family: str, causal: bool = True, context: int = 24, **options: object) -> SequenceModel:
+FAMILIES = ("transformer", "rnn", "mlp")
+
+
+def make(
+    family: str, causal: bool = True, context: int = 24, classes: int = 0, **options: object
+) -> SequenceModel:
     """A small random model whose every matrix matters (output matrices start at zero)."""
     torch.manual_seed(0)
-    shape = Shape(50, context, causal)
+    shape = Shape(50, context, causal, classes)
     config = model_config(family, "nano", shape, width=32, layers=2, heads=4, **options)  # type: ignore[arg-type]
     model = SequenceModel(config).eval()
     for weight in model.parameters():
@@ -36,7 +41,7 @@ def make(family: str, causal: bool = True, context: int = 24, **options: object)
     return model
 
 
-@pytest.mark.parametrize("family", ["transformer", "rnn", "mlp"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", SIZES)
 def test_the_formula_counts_the_weights(family: str, size: str) -> None:
     shape = Shape(1000, 64, causal=True)
@@ -47,9 +52,10 @@ def test_the_formula_counts_the_weights(family: str, size: str) -> None:
             assert sum(p.numel() for p in model.parameters()) == config.parameters
 
 
-@pytest.mark.parametrize("family", ["transformer", "rnn"])
-def test_the_formula_counts_models_that_look_both_ways(family: str) -> None:
-    model = make(family, causal=False)
+@pytest.mark.parametrize("classes", [0, 7])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_formula_counts_models_that_look_both_ways(family: str, classes: int) -> None:
+    model = make(family, causal=False, classes=classes)
     assert sum(p.numel() for p in model.parameters()) == model.config.parameters
 
 
@@ -77,9 +83,9 @@ def test_segments_of_a_row_do_not_see_each_other(family: str, options: dict[str,
     assert not torch.allclose(together[:, 7:], model(tokens)[:, 7:])
 
 
-@pytest.mark.parametrize("family", ["transformer", "rnn"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_that_is_not_causal_sees_both_sides_of_its_segment(family: str) -> None:
-    model = make(family, causal=False)
+    model = make(family, causal=False, window=24)
     tokens = torch.randint(0, 50, (1, 20))
     segments = torch.zeros_like(tokens)
     segments[:, 10:] = 1
@@ -88,6 +94,17 @@ def test_a_model_that_is_not_causal_sees_both_sides_of_its_segment(family: str) 
     before, after = model(tokens, segments), model(other, segments)
     assert not torch.allclose(before[0, 0], after[0, 0])
     torch.testing.assert_close(before[0, 10:], after[0, 10:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_classes_of_a_row_do_not_depend_on_its_padding(family: str) -> None:
+    model = make(family, causal=False, classes=5)
+    tokens = torch.randint(0, 50, (2, 12))
+    padded = torch.cat([tokens, torch.randint(0, 50, (2, 7))], 1)
+    segments = (torch.arange(19) >= 12).long().expand(2, 19)
+    logits = model(tokens)
+    assert logits.shape == (2, 5)
+    torch.testing.assert_close(model(padded, segments), logits, atol=1e-5, rtol=1e-4)
 
 
 def test_many_short_segments_take_the_packed_path_of_an_rnn_to_the_same_logits() -> None:
@@ -186,8 +203,6 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         model_config("transformer", "nano", shape, width=30, heads=4)
     with pytest.raises(UsageError, match="no multiple"):
         model_config("transformer", "nano", shape, heads=4, kv_heads=3)
-    with pytest.raises(UsageError, match="masked"):
-        model_config("mlp", "nano", Shape(50, 16, causal=False))
 
 
 def test_foreign_weights_are_refused_by_name() -> None:

@@ -36,7 +36,7 @@ from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.dedup import SPLITS, Seen, digests, split_of
 from bigmodel_cli.prepare.run import Prepared, run
 from bigmodel_cli.prepare.spool import Spool
-from bigmodel_cli.tasks import language
+from bigmodel_cli.tasks import text as text_tasks
 from bigmodel_cli.tasks.language import LanguageOptions
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def prepare(work: Path, *sources: Path | str, notes: list[str] | None = None, **
             notes.append(event.message)
 
     config = PrepareConfig(sources=tuple(map(str, sources)), **values)
-    return run(config, LanguageOptions(**options), Workdir(work), Context(emit))
+    return run(config, options, Workdir(work), Context(emit))
 
 
 def splits(work: Path) -> dict[str, Split]:
@@ -183,7 +183,7 @@ def test_several_sources_globs_and_exclusions(
 def test_the_column_of_text_can_be_chosen(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("title,text\nthe title,the text\n")
     prepare(tmp_path / "a", tmp_path / "a.csv", **ALL)
-    prepare(tmp_path / "b", tmp_path / "a.csv", text_column="title", **ALL)
+    prepare(tmp_path / "b", tmp_path / "a.csv", column=("text=title",), **ALL)
     assert units(tmp_path / "a")["train"] == ["the text"]
     assert units(tmp_path / "b")["train"] == ["the title"]
     (tmp_path / "b.csv").write_text("id,words\n1,the only text\n")
@@ -760,10 +760,10 @@ def test_a_file_that_is_called_like_an_option_does_not_matter(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     jsonl(Path("a.jsonl"), documents(30))
-    prepare(Path("work"), "a.jsonl", tokenizer="bytes", text_column="text", **ALL)
+    prepare(Path("work"), "a.jsonl", tokenizer="bytes", column=("text=text",), **ALL)
     Path("bytes").write_text("not a tokenizer")
     Path("text").write_text("not a column")
-    assert prepare(Path("work"), "a.jsonl", tokenizer="bytes", text_column="text", **ALL).fresh
+    assert prepare(Path("work"), "a.jsonl", tokenizer="bytes", column=("text=text",), **ALL).fresh
 
 
 def test_the_working_directory_is_no_source(
@@ -843,13 +843,12 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.events import Context
 from bigmodel_cli.prepare.run import run
-from bigmodel_cli.tasks import language
-from bigmodel_cli.tasks.language import LanguageOptions
+from bigmodel_cli.tasks import language, text, text_classification
 
 pyarrow.array([""])  # loads what it loads when it is first used
 source, root, start = sys.argv[1], sys.argv[2] + "/killed", sys.argv[3]
 KINDS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-options = LanguageOptions(tokenizer="bytes", min_chars=0)
+options = {"tokenizer": "bytes", "min_chars": 0}
 
 def build(folder, seed, moment=0):
     events = []
@@ -1054,7 +1053,7 @@ def test_the_fast_encoder_gives_the_same_shards(
 ) -> None:
     source = jsonl(tmp_path / "a.jsonl", [*documents(300), EOT * 3, "long " * 30000])
     prepare(tmp_path / "slow", source, tokenizer=kind)
-    monkeypatch.setattr(language, "HASTE_BYTES", 0)
+    monkeypatch.setattr(text_tasks, "HASTE_BYTES", 0)
     notes: list[str] = []
     prepare(tmp_path / "fast", source, tokenizer=kind, notes=notes)
     assert contents(tmp_path / "slow") == contents(tmp_path / "fast")
@@ -1068,7 +1067,7 @@ def test_another_encoding_is_warned_of_and_not_used(
 
     source = jsonl(tmp_path / "a.jsonl", documents(300))
     prepare(tmp_path / "slow", source, tokenizer="bpe")
-    monkeypatch.setattr(language, "HASTE_BYTES", 0)
+    monkeypatch.setattr(text_tasks, "HASTE_BYTES", 0)
     right = gigatoken.Tokenizer.encode_batch
     monkeypatch.setattr(
         gigatoken.Tokenizer, "encode_batch", lambda self, texts: right(self, texts) + 1

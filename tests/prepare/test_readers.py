@@ -21,7 +21,7 @@ from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.prepare import readers, sources
 from bigmodel_cli.prepare import records as records_module
-from bigmodel_cli.prepare.sources import Source, find, recognise_splits
+from bigmodel_cli.prepare.sources import Layout, Source, find, recognise_splits
 from bigmodel_cli.tasks.clean import text_column
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def choose(found: Mapping[str, str], where: str) -> dict[str, str]:
 def blocks(path: Path, separator: str = "", ledger: Ledger | None = None) -> list[Block]:
     (source,) = find([str(path)], (), path)
     read = readers.read(
-        source, choose, separator, Ledger() if ledger is None else ledger, lambda _: None
+        source, choose, Layout(separator), Ledger() if ledger is None else ledger, lambda _: None
     )
     found = []
     for rows in read:
@@ -638,7 +638,7 @@ def test_a_data_set_gives_the_same_documents(
 
     def texts(spec: str) -> list[str]:
         (source,) = find([spec], (), tmp_path)
-        read = readers.read(source, choose, "", Ledger(), lambda _: None)
+        read = readers.read(source, choose, Layout(), Ledger(), lambda _: None)
         return [text for rows in read for text in rows.table.column("text").to_pylist()]
 
     assert texts(f"hf:{folder}") == TEXTS

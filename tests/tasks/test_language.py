@@ -257,7 +257,7 @@ def test_nothing_left_is_none() -> None:
 )
 def test_the_column_of_text_is_found(found: dict[str, str], wanted: str, column: str) -> None:
     assert text_column(found, wanted, "here") == column
-    assert task(text_column=wanted).columns(found, "here") == {"text": column}
+    assert task().columns(found, {"text": wanted}, "here") == {"text": column}
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,10 @@ def test_an_unknown_task_gets_a_suggestion() -> None:
 
 
 def test_options_belong_to_stages() -> None:
-    prepare, training = ({key.name for key in task_keys(s)} for s in ("prepare", "train"))
-    assert prepare == {"text_column", "min_chars", "tokenizer", "vocab_size"}
+    prepare, training = (
+        {key.name for key in task_keys(s, ["language"])} for s in ("prepare", "train")
+    )
+    assert prepare == {"min_chars", "tokenizer", "vocab_size"}
     assert training == {"objective", "context"}
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,7 @@ EXACT: list[dict[str, Any]] = [
     {"model": "mlp", "window": 4},
     {"objective": "masked"},
     {"model": "rnn", "objective": "masked"},
+    {"model": "mlp", "objective": "masked"},
     {"optimizer": "adamw", "micro_batch": 3},
     {"precision": "bf16", "dropout": 0.2},
     {"epochs": 0.4, "checkpoint_every": 5, "steps": None},
@@ -157,11 +159,14 @@ def test_long_runs_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(device, "cannot_compile", lambda _: "")
     events = Events()
 
-    def compiled(family: str, length: dict[str, float | None], **values: Any) -> bool:
+    def compiled(
+        family: str, length: dict[str, float | None], even: bool = True, **values: Any
+    ) -> bool:
         shape = Shape(2048, 256, True)
         resolved = {"length": length, "batch_size": 8, "device": "cpu", "threads": 2}
         model = model_config(family, "micro", shape)
-        return _compile(TrainConfig(**values), model, resolved, 256, events.context())
+        plan: Any = SimpleNamespace(row_tokens=256.0, even=even)
+        return _compile(TrainConfig(**values), model, resolved, plan, events.context())
 
     assert compiled("transformer", {"steps": None, "seconds": 1200})
     assert not compiled("transformer", {"steps": None, "seconds": 300})
@@ -170,6 +175,7 @@ def test_long_runs_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch)
     assert compiled("transformer", {"steps": 100, "seconds": None}, compile="on")
     assert not compiled("transformer", {"steps": 100_000, "seconds": None}, compile="off")
     assert not compiled("rnn", {"steps": 100_000, "seconds": None})
+    assert not compiled("transformer", {"steps": None, "seconds": 1200}, even=False)
     monkeypatch.setattr(device, "cannot_compile", lambda _: "no compiler")
     assert not compiled("transformer", {"steps": None, "seconds": 1200})
     assert "not compiled: no compiler" in events.notes

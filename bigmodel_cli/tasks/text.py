@@ -1,0 +1,100 @@
+"""What the tasks over text have in common: a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from bigmodel_cli.options import option
+from bigmodel_cli.tasks import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bigmodel_cli.artifacts.tokenizer import Tokenizer
+
+SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
+HASTE_BYTES = 4 << 20  # less text is encoded in the time that the fast encoder takes to load
+PROOF_BYTES = 1 << 18  # of training text that both encoders must see alike
+NEW = ("bpe", "chars", "bytes")  # tokenizers that prepare makes itself
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Which tokenizer, of `prepare`."""
+
+    tokenizer: str = option(
+        "bpe",
+        "bpe, chars, bytes, a tokenizer.json, a run or bundle folder, or hf:ID.",
+        stage="prepare",
+        metavar="KIND|PATH|hf:ID",
+    )
+    vocab_size: int | None = option(
+        None,
+        "Most tokens that a new bpe tokenizer may have.",
+        stage="prepare",
+        minimum=272,
+        maximum=1_000_000,
+        shown_default="1,024 to 32,768 by the size of the text",
+    )
+
+
+class TextTask(Task):
+    """A task whose model reads tokens of text."""
+
+    def __init__(self, options: Any, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(options)
+        self._tokenizer = tokenizer
+        self._lossy_bytes = 0
+        self._slow = ""  # why the fast encoder is not used
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self._tokenizer is not None, "fit or load comes first"
+        return self._tokenizer
+
+    def identity(self) -> dict[str, Any]:
+        from bigmodel_cli.artifacts.tokenizer import signature_of
+
+        kind = self.options.tokenizer
+        return {**super().identity(), "tokenizer": kind if kind in NEW else signature_of(kind)}
+
+    def learn(
+        self, texts: Callable[[int], Iterator[str]], size: int,
+        wait: Callable[[Callable[[], None]], None],
+    ) -> str:  # fmt: skip
+        """Makes or brings the tokenizer; texts(n) are about n bytes of the `size` to train on."""
+        from bigmodel_cli.artifacts import tokenizer
+
+        kind = self.options.tokenizer
+        if kind in NEW:
+            vocabulary = self.options.vocab_size or tokenizer.default_vocabulary(size)
+            asked = f" (--vocab-size {vocabulary})" if kind == "bpe" else ""
+            self._tokenizer = tokenizer.train(texts(SAMPLE_BYTES), kind, vocabulary, wait)
+            learned = f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"
+            what = f"{kind} tokenizer: {self.tokenizer.size:,} tokens{asked}, {learned}"
+        else:
+            self._tokenizer = tokenizer.bring(kind)
+            what = f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"
+        if size > HASTE_BYTES:
+            self._slow = self.tokenizer.hasten(list(texts(PROOF_BYTES)))
+        return what
+
+    def remarks(self) -> list[str]:
+        remarks = [f"{self._slow}; tokenizers encoded, which is slower"] if self._slow else []
+        if self._lossy_bytes:
+            remarks.append(
+                f"the tokenizer is not lossless: {abs(self._lossy_bytes):,} bytes differ between "
+                "the text and its tokens; bits per byte count the text's own bytes"
+            )
+        return remarks
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, options: Any) -> Self:
+        from bigmodel_cli.artifacts import tokenizer
+
+        return cls(options, tokenizer.load(folder))

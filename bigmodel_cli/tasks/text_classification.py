@@ -1,0 +1,238 @@
+"""Text classification: text → one of the labels that prepare found.
+
+A unit is a text with its label; labels are split each by itself. Legend: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from bigmodel_cli.models.sizes import Shape
+from bigmodel_cli.options import option
+from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks.classification import (
+    LABEL_NAMES,
+    ROWS,
+    Classification,
+    ClassOptions,
+    shown_label,
+)
+from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from bigmodel_cli.artifacts.ledger import Ledger
+    from bigmodel_cli.artifacts.shards import Columns, Split
+    from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.tasks.rows import ShuffledPlan
+
+BASELINE_TEXTS = 100_000  # of training, for TF-IDF
+
+
+@dataclass(frozen=True)
+class TextClassificationOptions(ClassOptions, TokenizerOptions):
+    """Options of the task, by stage."""
+
+    min_chars: int = option(1, "Drop texts of fewer characters.", stage="prepare", minimum=0)
+    context: int = option(
+        256, "Tokens of a text that the model sees: its first ones.", stage="train", minimum=2,
+        maximum=1 << 20, panel="Model",
+    )  # fmt: skip
+
+
+class TextClassification(TextTask, Classification):
+    name = "text-classification"
+    Options = TextClassificationOptions
+    unit_name = "texts"
+    kinds: ClassVar[Mapping[str, str]] = {"label": "value"}
+    field = "text"
+
+    def __init__(self, options: Any, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
+        super().__init__(options, tokenizer)
+        self.labels = list(labels)
+
+    # prepare ---------------------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
+        from bigmodel_cli.tasks.clean import TEXT_NAMES
+
+        del names
+        return bool({*columns} & {*TEXT_NAMES}) and bool({*columns} & {*LABEL_NAMES})
+
+    def columns(
+        self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
+    ) -> dict[str, str]:
+        from bigmodel_cli.tasks.clean import named_column, text_column
+
+        label = named_column(found, "label", wanted.get("label"), LABEL_NAMES, where)
+        rest = {name: kind for name, kind in found.items() if name != label}
+        return {"text": text_column(rest, wanted.get("text", ""), where), "label": label}
+
+    def units(
+        self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
+    ) -> Iterator[Units]:
+        from bigmodel_cli.tasks.clean import clean_text
+
+        del shares
+        for batch in rows:
+            units = clean_text(batch, ledger, self.options.min_chars)
+            units = units and self.labelled(units, ledger)
+            if units is not None:
+                yield units
+
+    def fit(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        wait: Callable[[Callable[[], None]], None],
+    ) -> str:  # fmt: skip
+        def texts(limit: int) -> Iterator[str]:
+            return (text for part in sample(limit) for text in part.column("text").to_pylist())
+
+        classes = self.fit_labels()
+        return f"{classes}; {self.learn(texts, size, wait)}"
+
+    def encode(self, units: pa.RecordBatch) -> Columns:
+        import numpy as np
+
+        from bigmodel_cli.artifacts.shards import Columns
+        from bigmodel_cli.tasks.clean import put_between
+
+        ids, counts = self.tokenizer.encode_batch(units.column("text"))
+        lengths = counts + 1  # <|endoftext|> precedes each
+        tokens = np.full(int(lengths.sum()), self.tokenizer.endoftext, self.tokenizer.dtype)
+        put_between(tokens, np.cumsum(lengths) - lengths + 1, ids, counts)
+        return Columns(
+            len(counts), {"tokens": tokens, "label": self.codes(units.column("label"))},
+            {"tokens": lengths},
+        )  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        self.save_labels(folder)
+
+    @classmethod
+    def load(cls, folder: Path, options: Any) -> Self:
+        from bigmodel_cli.artifacts import tokenizer
+
+        return cls(options, tokenizer.load(folder), cls.read_labels(folder))
+
+    # train -----------------------------------------------------------------------------------
+
+    def shape(self) -> Shape:
+        return Shape(
+            self.tokenizer.size, self.options.context, causal=False, classes=len(self.labels)
+        )
+
+    def _lengths(self, split: Split) -> NDArray[np.int64]:
+        import numpy as np
+
+        lengths: NDArray[np.int64] = np.minimum(split.lengths("tokens"), self.options.context)
+        return lengths
+
+    def _batch(self, split: Split, examples: NDArray[np.int64]) -> Batch:
+        import torch
+
+        rows = [split.values("tokens", i, i + 1)[: self.options.context] for i in examples.tolist()]
+        targets = torch.from_numpy(split.column("label")[examples].astype("int64"))
+        return Batch(self._inputs(rows), targets, len(rows), {"units": examples})
+
+    @staticmethod
+    def _inputs(rows: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
+        import torch
+
+        from bigmodel_cli.tasks.rows import padded
+
+        tokens, segments = padded(rows)
+        found = {"tokens_BT": torch.from_numpy(tokens)}
+        if segments.any():
+            found["segments_BT"] = torch.from_numpy(segments)
+        return found
+
+    def plan(self, split: Split, seed: int) -> ShuffledPlan:
+        from bigmodel_cli.tasks.rows import ShuffledPlan
+
+        self.weigh(split)
+        return ShuffledPlan(self._lengths(split), seed, lambda e, _: self._batch(split, e))
+
+    # evaluate --------------------------------------------------------------------------------
+
+    def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
+        from bigmodel_cli.tasks.rows import by_length
+
+        for examples in by_length(self._lengths(split), max(rows, ROWS), limit):
+            yield self._batch(split, examples)
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            **super().protocol(), "window": self.options.context,
+            "tokenization": self.tokenizer.signature,
+        }  # fmt: skip
+
+    def _text(self, split: Split, unit: int) -> str:
+        return self.tokenizer.decode(split.values("tokens", unit, unit + 1).tolist())
+
+    def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
+        import numpy as np
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+
+        from bigmodel_cli.tasks.packing import BASELINE, generator
+
+        yield self.majority(train, split)
+        chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_TEXTS]
+        known = train.column("label")[chosen]
+        if len(np.unique(known)) < 2:
+            return
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\S+")
+        learned = words.fit_transform(self._text(train, int(i)) for i in chosen)
+        model = LogisticRegression(C=10.0, max_iter=1000).fit(learned, known)
+        held = words.transform(self._text(split, i) for i in range(len(split)))
+        answers = np.full((len(split), len(self.labels)), -40.0)
+        answers[:, model.classes_] = model.predict_log_proba(held)
+        yield "tfidf_logistic", self.judge(answers, split.column("label"), np.arange(len(split)))
+
+    def samples(
+        self, model: SequenceModel, split: Split, count: int, seed: int
+    ) -> list[dict[str, str]]:
+        from bigmodel_cli.tasks.packing import SAMPLES, generator
+
+        found = []
+        for unit in generator(SAMPLES, seed).permutation(len(split))[:count].tolist():
+            text = self._text(split, unit)
+            answer = next(last for *_, last in self.answer(model, [Request(text)]) if last)
+            label = self.labels[int(split.column("label")[unit])]
+            found.append({"prompt": text[:1000] + "\n", "output": shown_label(answer),
+                          "reference": label})  # fmt: skip
+        return found
+
+    def proof(self, split: Split, count: int) -> Proof:
+        import numpy as np
+
+        units = range(min(count, len(split)))
+        return Proof([dict(self._batch(split, np.array([unit])).inputs) for unit in units])
+
+    # predict ---------------------------------------------------------------------------------
+
+    def request(self, document: Mapping[str, Any]) -> Request:
+        from bigmodel_cli.tasks.requests import text_field
+
+        return Request(text_field(document, "text"))
+
+    def answer(
+        self, model: SequenceModel, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        import numpy as np
+
+        def inputs(requests: Sequence[Request]) -> Mapping[str, Tensor]:
+            ids = [[self.tokenizer.endoftext, *self.tokenizer.encode(r.prompt)] for r in requests]
+            return self._inputs([np.array(part[: self.options.context]) for part in ids])
+
+        yield from self.told(model, requests, inputs)
