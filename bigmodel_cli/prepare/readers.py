@@ -18,10 +18,13 @@ import pyarrow as pa
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.records import ARROW, READERS, Choose, delimited, hub
+from bigmodel_cli.prepare.delimited import delimited
+from bigmodel_cli.prepare.records import ARROW, Choose, hub, json_list, jsonl, parquet
 from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
 from bigmodel_cli.tasks import Rows
 
+READERS = {"jsonl": jsonl, "json": json_list, "csv": delimited, "tsv": delimited,
+           "parquet": parquet}  # fmt: skip
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 
 

@@ -1,9 +1,8 @@
-"""Sources that hold records: JSON lines, JSON, CSV, TSV, Parquet, hub data sets."""
+"""Sources that hold records with types: JSON lines, JSON, Parquet, hub data sets."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import io
 import json
@@ -56,7 +55,7 @@ def _as_text(value: Any, kind: str) -> str | None:
     raise ValueError
 
 
-class _Records:
+class Records:
     """Records as they are collected, by the task's names for the columns that it chose."""
 
     def __init__(self, source: Source, names: Mapping[str, str], layout: Layout) -> None:
@@ -107,12 +106,12 @@ def jsonl(
 ) -> Iterator[Rows]:
     """JSON lines. A malformed line is counted and named; the rest goes on."""
     assert source.path is not None
-    records: _Records | None = None
+    records: Records | None = None
     begin = 1  # the first line of the chunk
     with open_bytes(source.path) as file:
         for chunk in _line_chunks(file, source.name):
             if records is None and (found := _keys(chunk)):
-                records = _Records(source, choose(found, f"`{source.name}`"), layout)
+                records = Records(source, choose(found, f"`{source.name}`"), layout)
             lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
             flat = records and "json" not in records.kinds
             columns = _parsed(chunk, list(records.names.values())) if records and flat else None
@@ -159,7 +158,7 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
     return [table.column(name).combine_chunks() for name in names]
 
 
-def _add_line(raw: bytes, number: int, records: _Records | None, name: str, ledger: Ledger) -> None:
+def _add_line(raw: bytes, number: int, records: Records | None, name: str, ledger: Ledger) -> None:
     """One line that may be anything."""
     try:
         if records is None:
@@ -226,7 +225,7 @@ def json_list(
     objects = [row for row in rows if isinstance(row, dict)]
     if not objects:
         return
-    records = _Records(source, choose(_types(objects[:SHOWN_ROWS]), f"`{source.name}`"), layout)
+    records = Records(source, choose(_types(objects[:SHOWN_ROWS]), f"`{source.name}`"), layout)
     for number, row in enumerate(rows, 1):
         try:
             if not isinstance(row, dict):
@@ -258,78 +257,6 @@ def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
         yield rest
 
 
-def delimited(
-    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
-) -> Iterator[Rows]:
-    """Comma- or tab-separated rows, below a header unless the layout names the columns.
-
-    Where it does, or names a delimiter, anything but commas is no CSV: then quotes mean nothing,
-    and the last column takes the rest of its line.
-    """
-    assert source.path is not None
-    delimiter = layout.delimiter or ("," if source.kind == "csv" else "\t")
-    plain = delimiter != "," and bool(layout.header or layout.delimiter)
-    csv.field_size_limit(LONGEST_ROW)
-    with (
-        open_bytes(source.path) as raw,
-        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        lines = _counted(text, advance)
-        reader: Any
-        if plain:
-            reader = _Plain(lines, delimiter, len(layout.header))
-        else:
-            reader = csv.reader(lines, delimiter=delimiter)
-        try:
-            header = list(layout.header) or next(reader)
-        except StopIteration:
-            return
-        if source.path.suffix.lower() == ".inter":
-            header = [name.partition(":")[0] for name in header]
-        if plain:
-            reader.columns = len(header)
-        found = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
-        records = _Records(source, found, layout)
-        places = [header.index(name) for name in records.names.values()]
-        while True:
-            row: list[str] = []
-            try:
-                row = next(reader)
-                if not row:  # a blank line is no row
-                    continue
-                if len(row) != len(header) or any("\x00" in field for field in row):
-                    raise ValueError
-                records.add([row[place] for place in places], reader.line_num)
-            except StopIteration:
-                break
-            except (csv.Error, ValueError):
-                lost = sum(len(field.encode(errors="surrogateescape")) for field in row)
-                ledger.came_in(1, lost)
-                ledger.drop("malformed", lost, f"{source.name}, line {reader.line_num}")
-            if records.size > sources.CHUNK:
-                yield from records.take()
-        yield from records.take()
-
-
-class _Plain:
-    """Lines cut at a delimiter, with csv.reader's interface."""
-
-    def __init__(self, lines: Iterator[str], delimiter: str, columns: int) -> None:
-        self.lines, self.delimiter, self.columns = lines, delimiter, columns
-        self.line_num = 0
-
-    def __next__(self) -> list[str]:
-        line = next(self.lines).rstrip("\r\n")
-        self.line_num += 1
-        return line.split(self.delimiter, self.columns - 1) if line.strip() else []
-
-
-def _counted(lines: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
-    for line in lines:
-        advance(len(line))
-        yield line
-
-
 def parquet(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
@@ -344,7 +271,7 @@ def parquet(
         if not file.metadata.num_rows:
             return
         found = {field.name: _type(field.type) for field in file.schema_arrow}
-        records = _Records(source, choose(found, f"`{source.name}`"), layout)
+        records = Records(source, choose(found, f"`{source.name}`"), layout)
         average = source.path.stat().st_size / file.metadata.num_rows
         count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
         names = list(dict.fromkeys(records.names.values()))
@@ -353,7 +280,7 @@ def parquet(
             advance(int(batch.num_rows * average))
 
 
-def _columns(records: _Records, batch: Any) -> Rows:
+def _columns(records: Records, batch: Any) -> Rows:
     """An Arrow batch's rows."""
     columns = []
     for name, kind in zip(records.names.values(), records.kinds, strict=True):
@@ -389,7 +316,7 @@ def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
     """A hub data set's rows, through datasets; hf:NAME[:SPLIT]. Classes go by their names."""
     data = sources.load_hub(source.hub)
     found = {field.name: _type(field.type) for field in data.features.arrow_schema}
-    records = _Records(source, choose(found, f"`{source.name}`"), layout)
+    records = Records(source, choose(found, f"`{source.name}`"), layout)
     names = list(dict.fromkeys(records.names.values()))
     classes = {n: pa.array(k.names) for n, k in data.features.items() if hasattr(k, "names")}
     for batch in data.select_columns(names).with_format("arrow").iter(512):
@@ -397,7 +324,3 @@ def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
             place = batch.schema.get_field_index(name)
             batch = batch.set_column(place, name, classes[name].take(batch.column(name)))
         yield _columns(records, batch)
-
-
-READERS = {"jsonl": jsonl, "json": json_list, "csv": delimited, "tsv": delimited,
-           "parquet": parquet}  # fmt: skip

@@ -21,7 +21,8 @@ from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
-from bigmodel_cli.tasks import TABLE, Rows, Task, save_task, task_class, task_options
+from bigmodel_cli.prepare.asked import escaped, fraction, task_for, wanted_columns
+from bigmodel_cli.tasks import Rows, Task, save_task, task_class, task_options
 
 FEW_UNITS = 30
 
@@ -43,16 +44,16 @@ def run(
     """
     from bigmodel_cli.prepare.sources import Layout, Source, find, recognise_splits
 
-    wanted = _columns(config.column)
+    wanted = wanted_columns(config.column)
     if config.task != "auto":
         task_class(config.task)  # raises
     layout = Layout(
-        _escaped(config.document_separator),
+        escaped(config.document_separator),
         tuple(name.strip() for part in config.header for name in part.split(",")),
-        _escaped(config.delimiter),
+        escaped(config.delimiter),
     )  # fmt: skip
-    fractions = {name: _fraction(getattr(config, name), name) for name in ("val", "test")}
-    if sum(fraction or 0 for fraction in fractions.values()) >= 1:
+    fractions = {name: fraction(getattr(config, name), name) for name in ("val", "test")}
+    if sum(share or 0 for share in fractions.values()) >= 1:
         raise UsageError(
             f"--val {config.val} and --test {config.test} leave nothing to train on",
             "choose shares that add up to less than 1",
@@ -60,14 +61,14 @@ def run(
     with lock(workdir.data):
         spool = workdir.data / f"{manifest.TEMPORARY}stdin"
         sources = recognise_splits(find(config.sources, config.exclude, spool, workdir.root))
-        for name, fraction in fractions.items():
-            if fraction is None:
+        for name, share in fractions.items():
+            if share is None:
                 named = find([getattr(config, name)], (), spool, workdir.root)
                 taken = {(source.path, source.hub) for source in named}
                 sources = [s for s in sources if (s.path, s.hub) not in taken] + [
                     Source(s.name, s.path, s.hub, name) for s in named
                 ]
-        kind = _task(config, sources, layout, context)
+        kind = task_for(config, sources, layout, context)
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         cache = HashCache(workdir.data)
@@ -94,63 +95,6 @@ def run(
         return Prepared(built, fresh=False)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, equals, column = pair.partition("=")
-        if not (name and equals and column):
-            raise UsageError(f"--column is `{pair}`", "say which is which: --column text=body")
-        found[name] = column
-    return found
-
-
-def _task(
-    config: PrepareConfig, sources: Sequence[Any], layout: Any, context: Context
-) -> type[Task]:
-    """The task that was named, or the one that the sources are for. Raises UsageError."""
-    from bigmodel_cli.prepare.readers import columns
-
-    if config.task != "auto":
-        return task_class(config.task)
-    found: dict[str, str] = {}
-    if layout.header or all(source.hub or source.kind != "text" for source in sources):
-        found = columns(sources[0], layout)
-    # a column that goes by another name is known by the one that it is given
-    found |= {n: found.get(c, "string") for n, c in _columns(config.column).items()}
-    names = [source.name for source in sources]
-    claims = [name for name in TABLE if task_class(name).claims(found, names)]
-    if len(claims) > 1:
-        raise UsageError(
-            f"`{names[0]}` could be for " + " or ".join(claims), f"choose: --task {claims[0]}"
-        )
-    if not claims:
-        return task_class("language")
-    shown = ", ".join(f"`{name}`" for name in found)
-    context.note(f"task {claims[0]}" + (f": it has {shown}" if shown else "")
-                 + " (--task language, to learn its text alone)")  # fmt: skip
-    return task_class(claims[0])
-
-
-def _fraction(text: str, name: str = "val") -> float | None:
-    """A split's share, or None when the text names a source."""
-    if not text.strip():
-        raise UsageError(f"--{name} is empty", "give a fraction such as 0.05, or a source")
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    if not 0 <= value < 1:
-        raise UsageError(
-            f"--{name} is `{text}`, but a share must be from 0 to below 1",
-            "give a fraction such as 0.05, or a source",
-        )
-    return value
-
-
 def _options(config: PrepareConfig) -> dict[str, Any]:
     kept = identity(config)
     del kept["sources"], kept["exclude"], kept["max_loss"]  # what they select is in the inputs
@@ -158,7 +102,7 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
         if not kept[name]:
             del kept[name]
     for name in ("val", "test"):
-        kept[name] = _fraction(kept[name]) if _fraction(kept[name]) is not None else "a source"
+        kept[name] = fraction(kept[name]) if fraction(kept[name]) is not None else "a source"
     return kept
 
 
@@ -284,7 +228,7 @@ def _build(
         "command": {
             "sources": [
                 *config.sources,
-                *(v for v in (config.val, config.test) if _fraction(v) is None),
+                *(v for v in (config.val, config.test) if fraction(v) is None),
             ],
             "exclude": config.exclude,
         },
