@@ -39,7 +39,7 @@ class ChatOptions(TokenizerOptions):
 
     context: int = option(
         1024, "Most tokens of a dialogue; longer ones lose their oldest turns.", stage="prepare",
-        minimum=16, maximum=1 << 20,
+        minimum=64, maximum=1 << 20,
     )  # fmt: skip
 
 

@@ -202,6 +202,11 @@ def shorten(
     contents = [tokenizer.encode(m["content"]) for m in last]
     while (over := len(encode([last])[0][0]) - most) > 0:
         longest = max(range(len(last)), key=lambda i: len(contents[i]))
+        if len(contents[longest]) < 2:  # so many turns that even their frames are too long
+            if len(last) < 3:
+                break
+            last, contents = last[1:], contents[1:]
+            continue
         cut = max(1, min(over, len(contents[longest]) - 1))
         asked = last[longest]["role"] == "user"
         contents[longest] = contents[longest][cut:] if asked else contents[longest][:-cut]
