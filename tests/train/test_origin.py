@@ -53,7 +53,8 @@ def test_chat_begins_from_a_language_model(language: Path, tmp_path: Path, kind:
     work = service(tmp_path, "dialogues.jsonl", folder)
     events = Events()
     train(work, context=events.context(), from_=str(folder), **STILL)
-    before, after = weights(source.checkpoints), weights(Workdir(work).run("default").checkpoints)
+    before = weights(source.checkpoints)
+    after = weights(Workdir(work).run("default").checkpoints)
     assert before.keys() == after.keys()
     task: Any = load_task(Workdir(work).codec, "")
     fresh = [task.tokenizer.inner.token_to_id(n) for n in ("<|im_start|>", "<|im_end|>")]
@@ -74,7 +75,8 @@ def test_a_classifier_begins_from_a_masked_model(language: Path, tmp_path: Path)
     work = service(tmp_path, "intents.jsonl", source.codec)
     events = Events()
     train(work, context=events.context(), from_=str(source.folder), **STILL)
-    before, after = weights(source.checkpoints), weights(Workdir(work).run("default").checkpoints)
+    before = weights(source.checkpoints)
+    after = weights(Workdir(work).run("default").checkpoints)
     assert set(after) - set(before) == {"head.weight", "head.bias"}
     for name in set(after) & set(before):
         torch.testing.assert_close(after[name], before[name])
