@@ -162,7 +162,8 @@ class Task(ABC):
     Options: ClassVar[type]
     unit_name: ClassVar[str]  # what an example is, in the plural
     measure: ClassVar[str] = "tokens"  # what the first ragged field of an example holds
-    # the columns that are no plain text: `value` is also a number, `json` anything, as JSON
+    # the columns (`*`: all others) that are no plain text: `value` is also a number, `json`
+    # anything, as JSON
     kinds: ClassVar[Mapping[str, str]] = {}
     documents: ClassVar[bool] = False  # whether a file that holds no records is a row
     defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language

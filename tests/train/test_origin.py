@@ -42,8 +42,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 # nothing is learned, so that what was taken over is seen as it came
-STILL: dict[str, Any] = {"steps": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "width": None,
-                         "layers": None, "heads": None, "size": "", "precision": "fp32"}  # fmt: skip
+STILL: dict[str, Any] = {
+    "steps": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "width": None, "layers": None,
+    "heads": None, "size": "", "precision": "fp32",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["run", "bundle"])
