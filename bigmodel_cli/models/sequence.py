@@ -44,6 +44,8 @@ class SequenceModel(nn.Module):
         self.embed = nn.Embedding(vocabulary, width)
         self.backbone = BACKBONES[config.family](config)
         self.norm = RMSNorm(width)
+        # a classifier sees few rows, so what it sees of them is dropped, too
+        self.dropout = nn.Dropout(config.dropout if config.shape.classes else 0.0)
         classes = config.shape.classes
         self.head: nn.Module | None = None
         if not config.tied:
@@ -73,15 +75,16 @@ class SequenceModel(nn.Module):
         if self.config.shape.classes:
             x_BTD = self.features(tokens_BT, segments_BT)
             if segments_BT is None:
-                return self.head(x_BTD.mean(1))  # type: ignore[no-any-return, misc]
+                return self.head(self.dropout(x_BTD.mean(1)))  # type: ignore[no-any-return, misc]
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
             mean_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
-            return self.head(mean_BD)  # type: ignore[no-any-return, misc]
+            return self.head(self.dropout(mean_BD))  # type: ignore[no-any-return, misc]
         return self._logits(self.backbone(self.embed(tokens_BT), segments_BT))
 
     def features(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """The normed last layer (B, T, D)."""
-        return self.norm(self.backbone(self.embed(tokens_BT), segments_BT))  # type: ignore[no-any-return]
+        x_BTD = self.dropout(self.embed(tokens_BT))
+        return self.norm(self.backbone(x_BTD, segments_BT))  # type: ignore[no-any-return]
 
     def loss_sum(
         self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None
