@@ -48,8 +48,12 @@ class FeedForward(nn.Module):
             x_BTD = x_BTD + self.dropout(down(F.silu(up(norm(x_BTD)))))
         return x_BTD
 
-    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
-        """The window does not reach beyond a segment; None: each row is one segment."""
+    def forward(
+        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
+    ) -> Tensor:
+        """The window does not reach beyond a segment; None: each row is one segment. A
+        prefix is read as all else."""
+        del prefix_B
         T, W = x_BTD.shape[1], self.config.window
         ahead = 0 if self.config.shape.causal else W // 2
         shifted = []
@@ -62,7 +66,8 @@ class FeedForward(nn.Module):
             shifted.append(part)
         return self._blocks(torch.cat(shifted, -1))
 
-    def start(self, slots: int, device: torch.device, dtype: torch.dtype) -> Window:
+    def start(self, slots: int, room: int, device: torch.device, dtype: torch.dtype) -> Window:
+        del room
         shape = (slots, self.config.window - 1, self.config.width)
         return Window(torch.zeros(shape, device=device, dtype=dtype))
 

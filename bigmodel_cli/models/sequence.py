@@ -69,9 +69,12 @@ class SequenceModel(nn.Module):
         x = self.norm(x)
         return F.linear(x, self.table) if self.head is None else self.head(x)
 
-    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V), or (B, C). Positions of different segments in one row do not see each
-        other; without segments each row is one. A row's class is that of its first segment."""
+        other; without segments each row is one. A row's class is that of its first segment. The
+        first `prefix_B` positions of each row see each other, too, in a transformer."""
         if self.config.shape.classes:
             x_BTD = self.features(tokens_BT, segments_BT)
             if segments_BT is None:
@@ -79,31 +82,37 @@ class SequenceModel(nn.Module):
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
             mean_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
             return self.head(self.dropout(mean_BD))  # type: ignore[no-any-return, misc]
-        return self._logits(self.backbone(self.embed(tokens_BT), segments_BT))
+        return self._logits(self.backbone(self.embed(tokens_BT), segments_BT, prefix_B))
 
-    def features(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+    def features(
+        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
+    ) -> Tensor:
         """The normed last layer (B, T, D)."""
         x_BTD = self.dropout(self.embed(tokens_BT))
-        return self.norm(self.backbone(x_BTD, segments_BT))  # type: ignore[no-any-return]
+        return self.norm(self.backbone(x_BTD, segments_BT, prefix_B))  # type: ignore[no-any-return]
 
     def loss_sum(
-        self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None
-    ) -> Tensor:
+        self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The sum of −log p(target) in nats over the positions whose target is not negative."""
-        x_MD = self.features(tokens_BT, segments_BT).flatten(0, 1)
+        x_MD = self.features(tokens_BT, segments_BT, prefix_B).flatten(0, 1)
         targets_M = targets_BT.flatten()
         real = targets_M >= 0
         if real.device.type == "cpu" and not real.all():  # where one need not wait to know it
             x_MD, targets_M = x_MD[real], targets_M[real]
         return fused.cross_entropy(x_MD, self.table, targets_M)
 
-    def start(self, slots: int) -> State:
-        """The empty state of `slots` independent texts, for `extend`. Causal models only."""
-        return self.backbone.start(slots, self.device, self.embed.weight.dtype)  # type: ignore[no-any-return, operator]
+    def start(self, slots: int, room: int | None = None) -> State:
+        """The empty state of `slots` independent texts, for `extend`, each of at most `room` tokens
+        (else of the context). Causal models only."""
+        room = min(room or self.config.shape.context, self.config.shape.context)
+        return self.backbone.start(slots, room, self.device, self.embed.weight.dtype)  # type: ignore[no-any-return, operator]
 
     def extend(self, state: State, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Appends tokens (rows padded on the right, `lengths_B` ≥ 1 of each valid) and gives the
-        logits (B, V) after each row's last valid token. At most `context` tokens in all."""
+        logits (B, V) after each row's last valid token. At most `context` tokens in all. What an
+        empty state of a shape with `prefix` gets first is the prefix."""
         x_BTD = self.backbone.extend(state, self.embed(tokens_BT), lengths_B)  # type: ignore[operator]
         rows = torch.arange(len(lengths_B), device=lengths_B.device)
         return self._logits(x_BTD[rows, lengths_B - 1])

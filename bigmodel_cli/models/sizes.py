@@ -20,13 +20,15 @@ class Shape:
 
     vocabulary: number of token ids in and out; context: the longest row in tokens;
     causal: whether position t may see only positions ≤ t; classes: if any, a row is one of them,
-    and the model gives their logits, not its tokens'.
+    and the model gives their logits, not its tokens'; prefix: whether rows of a causal model begin
+    with a part that a transformer sees both ways.
     """
 
     vocabulary: int
     context: int
     causal: bool
     classes: int = 0
+    prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How the most likely text is searched for. beam: texts that go on side by side, of which 1 is
+    greedy; penalty: the power α of the length by which a text's log probability is divided."""
+
+    beam: int = 5
+    penalty: float = 1.0
 
 
 # width, layers, heads: about 1, 4, 11, 42 and 124 million weights with small vocabularies

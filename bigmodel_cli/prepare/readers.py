@@ -18,6 +18,7 @@ import pyarrow as pa
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare.aligned import lines
 from bigmodel_cli.prepare.delimited import delimited
 from bigmodel_cli.prepare.records import ARROW, Choose, hub, json_list, jsonl, parquet
 from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
@@ -55,7 +56,9 @@ def read(
     """
     text = source.kind == "text" or (source.kind == "json" and layout.documents)
     try:
-        if source.hub:
+        if source.columns:
+            yield from lines(source, choose, layout, ledger, advance)
+        elif source.hub:
             yield from hub(source, choose, layout)
         elif layout.header and source.kind in ("text", "csv", "tsv"):
             yield from delimited(source, choose, layout, ledger, advance)

@@ -171,6 +171,7 @@ def _build(
 ) -> dict[str, Any]:  # fmt: skip
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import ShardWriter
+    from bigmodel_cli.prepare.aligned import together
     from bigmodel_cli.prepare.dedup import SPLITS, assign
     from bigmodel_cli.prepare.spool import Spool
 
@@ -184,7 +185,8 @@ def _build(
         for name in ("val", "test")
     }
     # test and val come first, so that a duplicate is dropped from the train split
-    ordered = sorted(sources, key=lambda s: -SPLITS.index(s.split or "train"))
+    whole = together(sources) if task.aligned and not layout.header else sources
+    ordered = sorted(whole, key=lambda s: -SPLITS.index(s.split or "train"))
     rows = _read(ordered, task, wanted, layout, ledger, context)
     units = task.units(rows, ledger, shares)
     held = Spool(workdir.data / f"{manifest.TEMPORARY}held")
@@ -276,8 +278,9 @@ def _read(
 ) -> Iterator[Rows]:  # fmt: skip
     from bigmodel_cli.prepare.readers import read
 
-    total = sum(s.path.stat().st_size for s in sources if s.path) or None
-    compressed = any(s.path and s.path.suffix in (".gz", ".zst") for s in sources)
+    paths = [part.path for s in sources for part in s.columns.values() or [s] if part.path]
+    total = sum(path.stat().st_size for path in paths) or None
+    compressed = any(path.suffix in (".gz", ".zst") for path in paths)
     done = 0
 
     def advance(count: int) -> None:

@@ -57,12 +57,14 @@ class Layout:
 @dataclass(frozen=True)
 class Source:
     """One input: a file (`path`), or a split of a hub data set (`hub`). `name` is for people and
-    for the fingerprint, so it is relative to what the user named. `split`: what it is named for."""
+    for the fingerprint, so it is relative to what the user named. `split`: what it is named for.
+    `columns`: of aligned files, which `path` is the first of."""
 
     name: str
     path: Path | None
     hub: str = ""
     split: str | None = None
+    columns: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def kind(self) -> str:

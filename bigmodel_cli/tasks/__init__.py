@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
-from bigmodel_cli.models.sizes import Sampling
+from bigmodel_cli.models.sizes import Sampling, Search
 from bigmodel_cli.options import Key, identity, keys
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ TABLE = {
     "language": "bigmodel_cli.tasks.language:Language",
     "chat": "bigmodel_cli.tasks.chat:Chat",
     "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
+    "translation": "bigmodel_cli.tasks.translation:Translation",
 }
 GREEDY = Sampling()
 TASK_FILE = "task.json"
@@ -57,8 +58,8 @@ class Units:
     """Cleaned units: `table` is what `encode` gets, `keys` decides split and sameness.
 
     sizes: bytes in each unit, (n,) int64. split: whose they are, or None if their hashes decide
-    it; strata: then each of these values is split by itself. rows: how many of the ledger's rows
-    each unit stands for, (n,) int64, or None for one.
+    it; groups: then units of one value stay together; strata: or each value is split by itself.
+    rows: how many of the ledger's rows each unit stands for, (n,) int64, or None for one.
     """
 
     table: pa.RecordBatch
@@ -67,6 +68,7 @@ class Units:
     split: str | None
     where: Callable[[int], str]
     strata: pa.Array | None = None
+    groups: pa.Array | None = None
     rows: NDArray[np.int64] | None = None
 
 
@@ -138,10 +140,11 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class Proof:
     """Inputs of the model, each a batch of one, and the texts, or dialogues, that they are the
-    first tokens of."""
+    first tokens of; requests whose answers have to be the same, where these say more."""
 
     inputs: list[Mapping[str, Tensor]]
     texts: list[Any] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ class Request:
     max_tokens: int = 0
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
+    search: Search | None = None
 
 
 class Task(ABC):
@@ -166,6 +170,7 @@ class Task(ABC):
     # anything, as JSON
     kinds: ClassVar[Mapping[str, str]] = {}
     documents: ClassVar[bool] = False  # whether a file that holds no records is a row
+    aligned: ClassVar[bool] = False  # or whether such files are columns, line by line
     defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
     # those of `predict` that a request may set beside
@@ -280,6 +285,16 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
         """The statistics of a scoring batch."""
+
+    def answer_metrics(self) -> Sequence[Metric]:
+        """Those of `answers`: they come first in an evaluation."""
+        return ()
+
+    def answers(self, model: SequenceModel, split: Split) -> Iterator[Predictions]:
+        """The statistics of whole answers to a split, beside those of `scoring`, for which they are
+        0: too slow to write to judge a checkpoint while training."""
+        del model, split
+        return iter(())
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
