@@ -17,6 +17,7 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks.dialogues import CHATML
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -54,20 +55,14 @@ class Chat(TextTask):
     kinds: ClassVar[Mapping[str, str]] = {"messages": "json"}
     field = "messages"
     fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
-
-    @property
-    def chat_template(self) -> str:  # type: ignore[override]
-        from bigmodel_cli.tasks.dialogues import CHATML
-
-        return CHATML
+    chat_template = CHATML
 
     @property
     def _end(self) -> int:
         return self._special(END)
 
     def _special(self, text: str) -> int:
-        names: dict[str, int] = {n: token for token, n in self.tokenizer.specials.items()}
-        return names[text]
+        return {name: token for token, name in self.tokenizer.specials.items()}[text]  # type: ignore[no-any-return]
 
     @property
     def ends(self) -> list[int]:

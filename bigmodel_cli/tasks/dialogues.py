@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.tasks.clean import cut_control
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
@@ -124,6 +123,8 @@ def requested(given: Any) -> list[Message]:
 
 def _tidy(found: list[Message]) -> tuple[list[Message] | None, str]:
     """Without control characters, space around, and what nobody answers."""
+    from bigmodel_cli.tasks.clean import cut_control
+
     tidy = [{"role": m["role"], "content": cut_control(m["content"]).strip()} for m in found]
     while tidy and tidy[-1]["role"] != "assistant":
         tidy.pop()
