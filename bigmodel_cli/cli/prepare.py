@@ -15,7 +15,7 @@ from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import task_keys
+from bigmodel_cli.tasks.keys import task_keys
 
 HELP = """Turn raw files into tokenized, checksummed shards in work/data.
 

@@ -22,7 +22,8 @@ from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageErro
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
 from bigmodel_cli.prepare.asked import escaped, fraction, task_for, wanted_columns
-from bigmodel_cli.tasks import Rows, Task, save_task, task_class, task_options
+from bigmodel_cli.tasks import Rows, Task, save_task, task_class
+from bigmodel_cli.tasks.keys import task_options
 
 FEW_UNITS = 30
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
 from bigmodel_cli.models.sizes import Sampling, Search
-from bigmodel_cli.options import Key, identity, keys
+from bigmodel_cli.options import identity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -338,32 +338,6 @@ def task_class(name: str) -> type[Task]:
         raise UsageError(f"--task is `{name}`", did_you_mean(name, TABLE))
     module, _, attribute = TABLE[name].partition(":")
     return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-
-
-def task_keys(stage: str, names: Iterable[str] = TABLE) -> list[Key]:
-    """The options that tasks add to a stage's command; one key that several share is one."""
-    merged: dict[str, Key] = {}
-    for name in names:
-        for key in keys(task_class(name).Options, stage):
-            merged.setdefault(key.name, key)
-    return list(merged.values())
-
-
-def task_options(kind: type[Task], stage: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's own options of a stage, where nothing was said by its defaults.
-
-    Raises UsageError for an option that belongs to another task.
-    """
-    own = {key.name: key for key in keys(kind.Options, stage)}
-    for name in said:
-        if name not in own:
-            others = [t for t in TABLE if name in {k.name for k in task_keys(stage, [t])}]
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} is no option of the task `{kind.name}`",
-                f"it belongs to {', '.join(others)}; see --task" if others else "leave it out",
-            )
-    return {name: said.get(name, key.default) for name, key in own.items()}
 
 
 def save_task(task: Task, folder: Path) -> None:
