@@ -1,6 +1,6 @@
 """A model: embed → backbone → head, the same whatever the family.
 
-Legend: B batch, T time, D width, V vocabulary, C classes.
+Legend: B batch, T time, D width, V vocabulary, C classes (of pixels: channels), H and W pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.models import fused
 from bigmodel_cli.models.embed import RMSNorm
 from bigmodel_cli.models.mlp import FeedForward
+from bigmodel_cli.models.picture import Mixer, Stem
 from bigmodel_cli.models.rnn import Recurrent
 from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.models.transformer import Transformer
@@ -34,22 +35,25 @@ class State(Protocol):
 
 
 class SequenceModel(nn.Module):
-    """Tokens in; out comes a distribution over the vocabulary at each position, or, of a shape
-    with classes, one over these for each row."""
+    """Tokens or pictures in; out comes a distribution over the vocabulary at each position, or, of
+    a shape with classes, one over these for each row."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         vocabulary, width = config.shape.vocabulary, config.width
-        self.embed = nn.Embedding(vocabulary, width)
-        self.backbone = BACKBONES[config.family](config)
+        picture = config.shape.picture
+        self.embed = Stem(picture, width) if picture else nn.Embedding(vocabulary, width)
+        kind = Mixer if picture and config.family == "mlp" else BACKBONES[config.family]
+        self.backbone = kind(config)
         self.norm = RMSNorm(width)
         classes = config.shape.classes
         self.head: nn.Module | None = None
         if not config.tied:
             self.head = nn.Linear(width, classes or vocabulary, bias=classes > 0)
         with torch.no_grad():
-            self.embed.weight.normal_(std=0.02)
+            if isinstance(self.embed, nn.Embedding):
+                self.embed.weight.normal_(std=0.02)
             for name, weight in self.head.named_parameters() if self.head is not None else ():
                 weight.zero_() if name == "bias" else weight.normal_(std=0.02)
 
@@ -67,21 +71,27 @@ class SequenceModel(nn.Module):
         x = self.norm(x)
         return F.linear(x, self.table) if self.head is None else self.head(x)
 
-    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V), or (B, C). Positions of different segments in one row do not see each
-        other; without segments each row is one. A row's class is that of its first segment."""
+    def forward(
+        self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None,
+        pixels_BCHW: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Logits (B, T, V), or (B, C), of tokens or of pixels. Positions of different segments in
+        one row do not see each other; without segments each row is one. A row's class is that of
+        its first segment."""
+        given = tokens_BT if pixels_BCHW is None else pixels_BCHW
+        assert given is not None, "tokens or pixels"
         if self.config.shape.classes:
-            x_BTD = self.features(tokens_BT, segments_BT)
+            x_BTD = self.features(given, segments_BT)
             if segments_BT is None:
                 return self.head(x_BTD.mean(1))  # type: ignore[no-any-return, misc]
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
             mean_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
             return self.head(mean_BD)  # type: ignore[no-any-return, misc]
-        return self._logits(self.backbone(self.embed(tokens_BT), segments_BT))
+        return self._logits(self.backbone(self.embed(given), segments_BT))
 
-    def features(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """The normed last layer (B, T, D)."""
-        return self.norm(self.backbone(self.embed(tokens_BT), segments_BT))  # type: ignore[no-any-return]
+    def features(self, given: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """The normed last layer (B, T, D) of tokens or pixels."""
+        return self.norm(self.backbone(self.embed(given), segments_BT))  # type: ignore[no-any-return]
 
     def loss_sum(
         self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 TABLE = {
     "language": "bigmodel_cli.tasks.language:Language",
     "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
+    "image-classification": "bigmodel_cli.tasks.image_classification:ImageClassification",
 }
 GREEDY = Sampling()
 TASK_FILE = "task.json"
@@ -160,13 +161,17 @@ class Task(ABC):
     Options: ClassVar[type]
     unit_name: ClassVar[str]  # what an example is, in the plural
     measure: ClassVar[str] = "tokens"  # what the first ragged field of an example holds
-    # the columns that are no plain text: `value` is also a number, `json` anything, as JSON
+    positions: ClassVar[str] = "tokens"  # what a row of the model's consists of
+    # the columns that are no plain text: `value` is also a number, `json` anything, as JSON; a
+    # `file` is its bytes, where a source holds these, a data: URI, or the path to it
     kinds: ClassVar[Mapping[str, str]] = {}
     documents: ClassVar[bool] = False  # whether a file that holds no records is a row
     defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
     # those of `predict` that a request may set beside
     fields: ClassVar[tuple[str, ...]] = ()
+    # whether requests may name files of this machine: only where its own user asks
+    opens_files = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -280,7 +285,8 @@ class Task(ABC):
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
-        """Some of what was held out, for people to read: `prompt`, `output` and `reference`."""
+        """Some of what was held out, for people to read: `prompt`, `output` and `reference`, and
+        `picture`, a data: URI, if there is one to show."""
 
     @abstractmethod
     def proof(self, split: Split, count: int) -> Proof:
