@@ -185,8 +185,7 @@ class ImageClassification(Classification):
             try:
                 picture = opened(data or b"")
                 own = picture.size
-                if grey and color == "auto" and picture.mode not in ("1", "L"):
-                    grey = is_grey(array(picture, Form(3, min(*own, USUAL))))
+                grey &= is_grey(array(picture, Form(3, min(*own, USUAL))))
             except NoPictureError:
                 continue
             sizes.add(own)
