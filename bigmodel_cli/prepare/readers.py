@@ -68,8 +68,13 @@ def read_all(
 def named_files(source: Source, choose: Choose, layout: Layout) -> set[str]:
     """The paths in a source's columns of files, as they are written there: what is behind them is
     part of the source."""
-    names = [name for name, kind in layout.kinds.items() if kind == "file"]
-    if not names or not source.records or source.hub:
+    if "file" not in layout.kinds.values() or not source.records or source.hub:
+        return set()
+    types = columns(source, layout)
+    chosen = choose(types, f"`{source.name}`") if types else {}
+    names = [name for name, column in chosen.items()
+             if layout.kinds.get(name) == "file" and types[column] == "string"]  # fmt: skip
+    if not names:
         return set()
     kinds = {**layout.kinds, **dict.fromkeys(names, "path")}
     found: set[str] = set()

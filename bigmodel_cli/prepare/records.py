@@ -317,8 +317,6 @@ def _columns(records: Records, batch: Any) -> Rows:
         if kind == "file":
             files = [records.value(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(files, pa.large_binary()))
-        elif kind == "path" and not _is_text(column.type):  # it holds the files themselves
-            columns.append(pa.nulls(len(column), pa.large_string()))
         elif kind == "json" and not _is_text(column.type):
             texts = [_as_text(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(texts, pa.large_string()))

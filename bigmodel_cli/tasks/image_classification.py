@@ -324,8 +324,9 @@ class ImageClassification(Classification):
         import numpy as np
 
         count, step = min(len(split), limit or len(split)), max(rows, ROWS)
+        spread = np.arange(count) * len(split) // max(1, count)  # classes may lie one after another
         for first in range(0, count, step):
-            yield self._batch(split, np.arange(first, min(first + step, count)))
+            yield self._batch(split, spread[first : first + step])
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), "image_size": self.form.size,

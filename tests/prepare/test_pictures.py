@@ -145,6 +145,24 @@ def test_every_format_gives_the_same(write: Writer, tmp_path: Path) -> None:
     assert prepare(tmp_path / "work", source, val="0.2", test="0.2").fresh
 
 
+def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pictures are structs, and their classes numbers with names."""
+    import datasets
+
+    x, y = pictures()
+    features = datasets.Features({"image": datasets.Image(),
+                                  "label": datasets.ClassLabel(names=list(NAMES))})  # fmt: skip
+    rows = {"image": [{"bytes": png(pixels), "path": None} for pixels in x],
+            "label": [NAMES.index(label) for label in y]}  # fmt: skip
+    data = datasets.Dataset.from_dict(rows, features)
+    monkeypatch.setattr(sources, "load_hub", lambda _: data)
+    done = prepare(tmp_path / "work", "hf:somebody/pictures", val="0", test="0.2")
+    assert done.manifest["task"] == TASK
+    assert prepared(tmp_path / "work") == {
+        pixels.tobytes(): label for pixels, label in zip(x, y, strict=True)
+    }
+
+
 @pytest.mark.parametrize("write", [folder, npz, parquet])
 def test_colour(write: Writer, tmp_path: Path) -> None:
     x, y = pictures(channels=3)

@@ -125,6 +125,14 @@ def test_held_out_pictures_are_not_augmented(work: Path) -> None:
     assert np.allclose(seen, raw, atol=0.01)
 
 
+def test_a_part_of_a_split_has_all_classes(work: Path) -> None:
+    """Folders of classes come one after another: the first pictures would be of one class."""
+    task, split = loaded(work)
+    batches = list(task.scoring(split, 5, limit=24))
+    assert sum(batch.terms for batch in batches) == 24
+    assert len({int(label) for batch in batches for label in batch.targets}) == 6
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_micro_batches_give_the_same_gradient(family: str, work: Path) -> None:
     task, split = loaded(work, **AUGMENTED)
