@@ -56,7 +56,7 @@ def compare(
             total += len(a)
     result = {
         "texts": len(inputs),
-        "tokens": sum(next(iter(each.values())).shape[1] for each in inputs),
+        "tokens": sum(_length(each, reference) for each in inputs),
         "largest_logit_difference": largest,
         "greedy_tokens": total,
         "greedy_identical": same,
@@ -68,6 +68,12 @@ def compare(
             "the bundle was not written; please report it",
         )
     return result
+
+
+def _length(inputs: Mapping[str, Tensor], model: SequenceModel) -> int:
+    """The positions of a row: of a picture, as many as the model cuts it into."""
+    tokens = inputs.get("tokens_BT")
+    return model.config.shape.context if tokens is None else tokens.shape[1]
 
 
 def answers(

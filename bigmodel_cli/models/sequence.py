@@ -1,6 +1,6 @@
 """A model: embed → backbone → head, the same whatever the family.
 
-Legend: B batch, T time, D width, V vocabulary, C classes.
+Legend: B batch, T time, D width, V vocabulary, C classes (of pixels: channels), H and W pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.models import fused
 from bigmodel_cli.models.embed import RMSNorm
 from bigmodel_cli.models.mlp import FeedForward
+from bigmodel_cli.models.picture import Mixer, Stem
 from bigmodel_cli.models.rnn import Recurrent
 from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.models.transformer import Transformer
@@ -34,15 +35,17 @@ class State(Protocol):
 
 
 class SequenceModel(nn.Module):
-    """Tokens in; out comes a distribution over the vocabulary at each position, or, of a shape
-    with classes, one over these for each row."""
+    """Tokens or pictures in; out comes a distribution over the vocabulary at each position, or, of
+    a shape with classes, one over these for each row."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         vocabulary, width = config.shape.vocabulary, config.width
-        self.embed = nn.Embedding(vocabulary, width)
-        self.backbone = BACKBONES[config.family](config)
+        picture = config.shape.picture
+        self.embed = Stem(picture, width) if picture else nn.Embedding(vocabulary, width)
+        kind = Mixer if picture and config.family == "mlp" else BACKBONES[config.family]
+        self.backbone = kind(config)
         self.norm = RMSNorm(width)
         # a classifier sees few rows, so what it sees of them is dropped, too
         self.dropout = nn.Dropout(config.dropout if config.shape.classes else 0.0)
@@ -51,7 +54,8 @@ class SequenceModel(nn.Module):
         if not config.tied:
             self.head = nn.Linear(width, classes or vocabulary, bias=classes > 0)
         with torch.no_grad():
-            self.embed.weight.normal_(std=0.02)
+            if isinstance(self.embed, nn.Embedding):
+                self.embed.weight.normal_(std=0.02)
             for name, weight in self.head.named_parameters() if self.head is not None else ():
                 weight.zero_() if name == "bias" else weight.normal_(std=0.02)
 
@@ -70,25 +74,29 @@ class SequenceModel(nn.Module):
         return F.linear(x, self.table) if self.head is None else self.head(x)
 
     def forward(
-        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B, T, V), or (B, C). Positions of different segments in one row do not see each
-        other; without segments each row is one. A row's class is that of its first segment. The
-        first `prefix_B` positions of each row see each other, too, in a transformer."""
+        self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None, pixels_BCHW: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Logits (B, T, V), or (B, C), of tokens or of pixels. Positions of different segments in
+        one row do not see each other; without segments each row is one. A row's class is that of
+        its first segment. The first `prefix_B` positions of each row see each other, too, in a
+        transformer."""
+        given = tokens_BT if pixels_BCHW is None else pixels_BCHW
+        assert given is not None, "tokens or pixels"
         if self.config.shape.classes:
-            x_BTD = self.features(tokens_BT, segments_BT)
+            x_BTD = self.features(given, segments_BT)
             if segments_BT is None:
                 return self.head(self.dropout(x_BTD.mean(1)))  # type: ignore[no-any-return, misc]
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
             mean_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
             return self.head(self.dropout(mean_BD))  # type: ignore[no-any-return, misc]
-        return self._logits(self.backbone(self.embed(tokens_BT), segments_BT, prefix_B))
+        return self._logits(self.backbone(self.embed(given), segments_BT, prefix_B))
 
     def features(
-        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
+        self, given: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
     ) -> Tensor:
-        """The normed last layer (B, T, D)."""
-        x_BTD = self.dropout(self.embed(tokens_BT))
+        """The normed last layer (B, T, D) of tokens or pixels."""
+        x_BTD = self.dropout(self.embed(given))
         return self.norm(self.backbone(x_BTD, segments_BT, prefix_B))  # type: ignore[no-any-return]
 
     def loss_sum(

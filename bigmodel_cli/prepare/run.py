@@ -7,6 +7,7 @@ encodes them into shards. The manifest comes last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import threading
@@ -73,7 +74,8 @@ def run(
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         cache = HashCache(workdir.data)
-        inputs = [_describe(source, cache, context) for source in sources]
+        choose = _chooser(task, wanted)
+        inputs = [_describe(source, choose, layout, cache, context) for source in sources]
         cache.save()
         recipe = {
             "stage": "prepare",
@@ -96,6 +98,11 @@ def run(
         return Prepared(built, fresh=False)
 
 
+def _chooser(task: Task, wanted: Mapping[str, str]) -> Any:
+    """Which of a source's columns the task reads."""
+    return lambda found, where: task.columns(found, wanted, where)
+
+
 def _options(config: PrepareConfig) -> dict[str, Any]:
     kept = identity(config)
     del kept["sources"], kept["exclude"], kept["max_loss"]  # what they select is in the inputs
@@ -107,7 +114,11 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     return kept
 
 
-def _describe(source: Any, cache: HashCache, context: Context) -> dict[str, Any]:
+def _describe(
+    source: Any, choose: Any, layout: Any, cache: HashCache, context: Context
+) -> dict[str, Any]:
+    """What a source is to the fingerprint; `files`: those that its rows name."""
+    from bigmodel_cli.prepare.readers import named_files
     from bigmodel_cli.prepare.sources import load_hub
 
     if source.path is None:
@@ -118,11 +129,20 @@ def _describe(source: Any, cache: HashCache, context: Context) -> dict[str, Any]
         digest = cache.sha256(source.path)
     except OSError as error:
         raise DataError(f"`{source.path}` cannot be read: {error.strerror}") from None
-    return {"name": source.name, "split": source.split, "sha256": digest}
+    found = {"name": source.name, "split": source.split, "sha256": digest}
+    named: dict[str, str | None] = {}
+    for name in sorted(named_files(source, choose, layout)):
+        with contextlib.suppress(OSError, ValueError):
+            path = source.folder / name
+            named[name] = cache.sha256(path) if path.is_file() else None
+    return {**found, "files": manifest.fingerprint(named)} if named else found
 
 
 def _keyed(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {**recipe, "inputs": {item["name"]: item["sha256"] for item in recipe["inputs"]}}
+    """A recipe with its inputs by name, for people to be told what differs."""
+    inputs = {item["name"]: item["sha256"] for item in recipe["inputs"]}
+    files = {item["name"]: item["files"] for item in recipe["inputs"] if "files" in item}
+    return {**recipe, "inputs": inputs, **({"named files": files} if files else {})}
 
 
 def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
@@ -277,7 +297,7 @@ def _read(
     sources: Sequence[Any], task: Task, wanted: Mapping[str, str], layout: Any, ledger: Any,
     context: Context,
 ) -> Iterator[Rows]:  # fmt: skip
-    from bigmodel_cli.prepare.readers import read
+    from bigmodel_cli.prepare.readers import read_all
 
     paths = [part.path for s in sources for part in s.columns.values() or [s] if part.path]
     total = sum(path.stat().st_size for path in paths) or None
@@ -289,11 +309,7 @@ def _read(
         done += count
         context.emit(Progress("read", done, None if compressed else total, "B"))
 
-    def choose(found: Mapping[str, str], where: str) -> dict[str, str]:
-        return task.columns(found, wanted, where)
-
-    for source in sources:
-        yield from read(source, choose, layout, ledger, advance)
+    yield from read_all(sources, _chooser(task, wanted), layout, ledger, advance)
 
 
 def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ TABLE = {
     "chat": "bigmodel_cli.tasks.chat:Chat",
     "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
     "translation": "bigmodel_cli.tasks.translation:Translation",
+    "image-classification": "bigmodel_cli.tasks.image_classification:ImageClassification",
 }
 GREEDY = Sampling()
 TASK_FILE = "task.json"
@@ -166,8 +167,10 @@ class Task(ABC):
     Options: ClassVar[type]
     unit_name: ClassVar[str]  # what an example is, in the plural
     measure: ClassVar[str] = "tokens"  # what the first ragged field of an example holds
+    positions: ClassVar[str] = "tokens"  # what a row of the model's consists of
     # the columns (`*`: all others) that are no plain text: `value` is also a number, `json`
-    # anything, as JSON
+    # anything, as JSON; a `file` is its bytes, where a source holds these, a data: URI, or the path
+    # to it
     kinds: ClassVar[Mapping[str, str]] = {}
     documents: ClassVar[bool] = False  # whether a file that holds no records is a row
     aligned: ClassVar[bool] = False  # or whether such files are columns, line by line
@@ -175,6 +178,8 @@ class Task(ABC):
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
     # those of `predict` that a request may set beside
     fields: ClassVar[tuple[str, ...]] = ()
+    # whether requests may name files of this machine: only where its own user asks
+    opens_files = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -308,7 +313,8 @@ class Task(ABC):
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
-        """Some of what was held out, for people to read: `prompt`, `output` and `reference`."""
+        """Some of what was held out, for people to read: `prompt`, `output` and `reference`, and
+        `picture`, a data: URI, if there is one to show."""
 
     @abstractmethod
     def proof(self, split: Split, count: int) -> Proof:

@@ -67,7 +67,7 @@ def resolve(
     ranks = f"{parallel.world()} ranks of " if parallel.world() > 1 else ""
     context.note(
         f"{model.family} {size}, {model.parameters / 1e6:.1f} M weights; {length.text}; "
-        f"{batch} × {plan.row_tokens:.4g} {task.measure} an update; {resolved['precision']} on "
+        f"{batch} × {plan.row_tokens:.4g} {task.positions} an update; {resolved['precision']} on "
         f"{device.type}, {ranks}{resolved['threads']} threads" + ", compiled" * resolved["compile"]
     )
     return {
