@@ -294,6 +294,12 @@ class PredictConfig:
         1.0, "Draw among the likeliest tokens of this total probability.", minimum=0, maximum=1
     )
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable).", metavar="TEXT")
+    k: int = option(10, "Items to recommend.", minimum=1, maximum=1000)
+    repeat: bool | None = option(
+        None,
+        "Recommend items of the history, too.",
+        shown_default="as in training",
+    )
     seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
     batch_size: int = option(32, "Requests answered at a time.", minimum=1, maximum=4096)
     precision: str = option(

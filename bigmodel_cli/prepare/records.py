@@ -80,8 +80,8 @@ class Records:
 
     def take(self) -> Iterator[Rows]:
         """What was collected since the last time, if anything was."""
-        numbers = self.numbers
-        if numbers:
+        numbers = np.array(self.numbers)  # which a task may keep, to say where a row was
+        if len(numbers):
             arrays = [pa.array(column, pa.large_string()) for column in self.columns.values()]
             self._clear()
             yield self.rows(arrays, numbers.__getitem__)

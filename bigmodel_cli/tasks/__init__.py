@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 TABLE = {
     "language": "bigmodel_cli.tasks.language:Language",
     "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
+    "recommendation": "bigmodel_cli.tasks.recommendation:Recommendation",
 }
 GREEDY = Sampling()
 TASK_FILE = "task.json"
@@ -107,12 +108,14 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A function of summed statistics (…, k) → (…)."""
+    """A function of summed statistics (…, k) → (…). of: the count (see Predictions) that it is a
+    function of instead: then it has no interval, and does not judge checkpoints."""
 
     name: str
     higher_is_better: bool
-    value: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    value: Callable[[NDArray[Any]], NDArray[np.float64]]
     ignores: tuple[str, ...] = ()  # keys of the protocol that do not matter for it
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

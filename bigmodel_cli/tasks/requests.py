@@ -25,7 +25,7 @@ def text_field(document: Mapping[str, Any], field: str) -> str:
     prompt = document.get(field)
     if not isinstance(prompt, str):
         raise DataError(
-            f"`{field}` must be text, but is `{_shown(prompt)}`", f'for example {{"{field}": "…"}}'
+            f"`{field}` must be text, but is `{shown(prompt)}`", f'for example {{"{field}": "…"}}'
         )
     try:
         prompt.encode()
@@ -47,18 +47,18 @@ def text_request(document: Mapping[str, Any], field: str) -> Request:
         raise DataError(f"`stop` must be text or a list of at most {MOST_STOPS} texts")
     return Request(
         prompt,
-        int(_number(document, "max_tokens", 64, 1, MOST_TOKENS, whole=True)),
+        int(number(document, "max_tokens", 64, 1, MOST_TOKENS, whole=True)),
         Sampling(
-            temperature=_number(document, "temperature", 0.0, 0, 100),
-            top_k=int(_number(document, "top_k", 0, 0, 1 << 31, whole=True)),
-            top_p=_number(document, "top_p", 1.0, 0, 1),
-            seed=int(_number(document, "seed", 0, 0, (1 << 63) - 1, whole=True)),
+            temperature=number(document, "temperature", 0.0, 0, 100),
+            top_k=int(number(document, "top_k", 0, 0, 1 << 31, whole=True)),
+            top_p=number(document, "top_p", 1.0, 0, 1),
+            seed=int(number(document, "seed", 0, 0, (1 << 63) - 1, whole=True)),
         ),
         tuple(stops),
     )
 
 
-def _number(
+def number(
     document: Mapping[str, Any], name: str, default: float, low: float, high: float,
     whole: bool = False,
 ) -> float:  # fmt: skip
@@ -69,12 +69,12 @@ def _number(
     if not right or not low <= value <= high:  # which not a number never is
         kind = "a whole number" if whole else "a number"
         raise DataError(
-            f"`{name}` must be {kind} from {low:g} to {high:g}, but is `{_shown(value)}`"
+            f"`{name}` must be {kind} from {low:g} to {high:g}, but is `{shown(value)}`"
         )
     return value  # type: ignore[no-any-return]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "…"
 
