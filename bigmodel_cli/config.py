@@ -109,7 +109,10 @@ class TrainConfig:
     cell: str = option(
         "lstm", "The recurrent cell of an rnn.", choices=("elman", "gru", "lstm"), panel="Model"
     )
-    window: int = option(16, "Tokens that an mlp sees.", minimum=1, maximum=1024, panel="Model")
+    window: int = option(
+        16, "Tokens that an mlp sees; 0: the mean of all so far.", minimum=0, maximum=1024,
+        panel="Model",
+    )  # fmt: skip
     dropout: float = option(
         0.0, "Dropped share of features.", minimum=0, maximum=0.9, panel="Model"
     )

@@ -71,7 +71,7 @@ class ModelConfig:
             directions = 1 if self.shape.causal else 2
             body = L * (directions * gates * (D * part + part * part + 2 * part) + D)
         else:
-            body = self.window * D * D + L * (2 * D * H + D)
+            body = max(1, self.window) * D * D + L * (2 * D * H + D)
         outer = V * D + (D + 1) * C if C else V * D * (1 if self.tied else 2)
         return body + D + outer
 
@@ -187,6 +187,6 @@ def row_bytes(config: ModelConfig) -> int:
         layer = 4 * 14 * D
     else:
         layer = 4 * (4 * D + 3 * H)
-    extra = 8 * config.window * D if config.family == "mlp" else 0
+    extra = 8 * (config.window * D or T) if config.family == "mlp" else 0
     logits = 0 if config.shape.classes else 14 * config.shape.vocabulary
     return T * (config.layers * layer + extra + logits)
