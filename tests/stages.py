@@ -60,8 +60,10 @@ def train(work: Path, run: str = "default", context: Context | None = None, *,
     """Trains a tiny model, for 6 steps unless a length is given."""
     if not {"steps", "epochs", "tokens", "minutes"} & values.keys():
         values["steps"] = 6
-    config = TrainConfig(**{**TINY, "device": "cpu", "threads": 1, **values})
+    names = set(TrainConfig.__dataclass_fields__)
     options = {"context": length, "objective": objective}
+    options |= {k: values.pop(k) for k in list(values) if k not in names}
+    config = TrainConfig(**{**TINY, "device": "cpu", "threads": 1, **values})
     return train_run(config, options, Workdir(work), run, context or Context())
 
 
