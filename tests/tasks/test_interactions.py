@@ -91,8 +91,8 @@ def test_times_are_numbers_or_iso_dates(texts: list[str | None], wanted: list[fl
 
 
 def test_leave_one_out_by_hand(tmp_path: Path) -> None:
-    rows = [("a", "x", 3), ("b", "y", 1), ("a", "y", 1), ("a", "z", 2), ("c", "x", 1), ("b", "x", 1),
-            ("a", "w", 3), ("b", "z", 0), ("c", "z", 9)]  # fmt: skip
+    rows = [("a", "x", 3), ("b", "y", 1), ("a", "y", 1), ("a", "z", 2), ("c", "x", 1),
+            ("b", "x", 1), ("a", "w", 3), ("b", "z", 0), ("c", "z", 9)]  # fmt: skip
     work = tmp_path / "work"
     prepare(work, write(tmp_path / "rows.csv", rows), min_count=1)
     # a: y z x w (x and w at one time, x first in the file); b: z y x; c has too few for a target
