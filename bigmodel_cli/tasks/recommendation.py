@@ -68,7 +68,7 @@ class RecommendationOptions:
         choices=("leave-one-out", "time"),
     )
     context: int = option(
-        50, "Last items of a history that the model sees.", stage="train", minimum=2,
+        50, "The last items of a history that the model sees.", stage="train", minimum=2,
         maximum=1 << 20, panel="Model",
     )  # fmt: skip
     repeat: bool = option(
