@@ -24,6 +24,16 @@ from bigmodel_cli.tasks.clean import as_array, as_column
 
 PARTS = ("train", "val", "test")
 BLOCK = 1 << 20  # interactions in one batch of units
+NAMES = {  # by which columns go, in small letters and without `_`
+    "user": ("user", "userid", "uid", "customer", "customerid", "visitorid", "reviewerid",
+             "member", "memberid", "session", "sessionid"),
+    "item": ("item", "itemid", "iid", "movie", "movieid", "product", "productid", "asin",
+             "parentasin", "article", "articleid", "track", "trackid", "song", "songid", "book",
+             "bookid", "businessid", "gameid", "recipeid"),
+    "timestamp": ("timestamp", "time", "ts", "datetime", "date", "createdat", "unixreviewtime",
+                  "eventtime", "tdat"),
+    "rating": ("rating", "ratings", "score", "stars", "overall"),
+}  # fmt: skip
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
@@ -44,6 +54,12 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+def usual(columns: Iterable[str], name: str) -> list[str]:
+    """The columns whose names are usual for what the task calls `name`, the best first."""
+    plain = {column.lower().replace("_", "").replace(" ", ""): column for column in columns}
+    return [plain[known] for known in NAMES[name] if known in plain]
 
 
 def numbers(texts: pa.Array) -> NDArray[np.float64]:
@@ -196,7 +212,7 @@ def sifted(data: Interactions, ledger: Ledger, least: int) -> tuple[NDArray[np.i
     left = np.ones(len(data), bool)
     if data.times is None:
         order = np.argsort(data.users, kind="stable")
-        remarks.append("no timestamps: each user's items are taken to be in their order in time")
+        remarks.append("no timestamps: rows are taken to be in their order in time")
     else:
         order = np.lexsort((data.times, data.users))
         again = repeats(data, order)

@@ -31,17 +31,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
-# by which columns go, in small letters and without `_`
-NAMES = {
-    "user": ("user", "userid", "uid", "customer", "customerid", "visitorid", "reviewerid",
-             "member", "memberid", "session", "sessionid"),
-    "item": ("item", "itemid", "iid", "movie", "movieid", "product", "productid", "asin",
-             "parentasin", "article", "articleid", "track", "trackid", "song", "songid", "book",
-             "bookid", "businessid", "gameid", "recipeid"),
-    "timestamp": ("timestamp", "time", "ts", "datetime", "date", "createdat", "unixreviewtime",
-                  "eventtime", "tdat"),
-    "rating": ("rating", "ratings", "score", "stars", "overall"),
-}  # fmt: skip
+COLUMNS = ("user", "item", "timestamp", "rating")
 ITEMS_FILE = "items.json"
 ROWS = 64  # scored at a time
 MOST_ITEMS, LONGEST_HISTORY = 1000, 1 << 20  # of an answer, and of a request
@@ -90,7 +80,7 @@ class Recommendation(Task):
     Options = RecommendationOptions
     unit_name = "users"
     measure = "interactions"
-    kinds: ClassVar[Mapping[str, str]] = dict.fromkeys(NAMES, "value")
+    kinds: ClassVar[Mapping[str, str]] = dict.fromkeys(COLUMNS, "value")
     field = "history"
     fields = ("k", "repeat")
 
@@ -104,6 +94,8 @@ class Recommendation(Task):
 
     @classmethod
     def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
+        from bigmodel_cli.tasks.interactions import usual
+
         del names
         return bool(usual(columns, "user") and usual(columns, "item"))
 
@@ -111,9 +103,10 @@ class Recommendation(Task):
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
     ) -> dict[str, str]:
         from bigmodel_cli.tasks.clean import named_column
+        from bigmodel_cli.tasks.interactions import usual
 
         chosen = {}
-        for name in NAMES:
+        for name in COLUMNS:
             needed = name != "timestamp"
             if name == "rating" and self.options.min_rating is None:
                 continue
@@ -402,9 +395,3 @@ class Recommendation(Task):
             shown = "\n".join(f"{score:9.4f}  {self.names[i]}" for i, score in ranked)
             note = "no known item in the history: the most popular\n" if fallback else ""
             yield index, note + shown, {"items": items, "fallback": fallback}
-
-
-def usual(columns: Iterable[str], name: str) -> list[str]:
-    """The columns whose names are usual for what the task calls `name`, the best first."""
-    plain = {column.lower().replace("_", "").replace(" ", ""): column for column in columns}
-    return [plain[known] for known in NAMES[name] if known in plain]
