@@ -85,6 +85,13 @@ class TrainConfig:
         panel="Model",
         shown_default="nano on a CPU, small on a GPU",
     )
+    from_: str = option(
+        "",
+        "Begin from the weights of this run or bundle, of which the model takes its shape.",
+        panel="Model",
+        metavar="RUN|FOLDER",
+        shown_default="",
+    )
     width: int | None = option(
         None, "Features of the residual stream.", minimum=8, panel="Model", shown_default="by size"
     )

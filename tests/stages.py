@@ -19,11 +19,13 @@ from bigmodel_cli.evaluate.run import run as evaluate_run
 from bigmodel_cli.events import Context, Note, Progress
 from bigmodel_cli.prepare.run import Prepared
 from bigmodel_cli.prepare.run import run as prepare_run
+from bigmodel_cli.tasks import task_class, task_options
 from bigmodel_cli.train.loop import Trained
 from bigmodel_cli.train.run import run as train_run
 
 ROOT = Path(__file__).parent.parent
 STORIES = ROOT / "data" / "stories" / "stories.jsonl"
+SERVICE = ROOT / "data" / "service"
 TINY = {"size": "nano", "width": 32, "layers": 2, "heads": 2, "batch_size": 8}
 
 
@@ -46,24 +48,26 @@ def stories(folder: Path, count: int) -> Path:
     return path
 
 
-def prepare(work: Path, *sources: Path | str, context: Context | None = None, **values: Any
+def prepare(work: Path, *sources: Path | str, told: Context | None = None, **values: Any
             ) -> Prepared:  # fmt: skip
     """Prepares rows; keyword arguments go to the configuration or to the task's options."""
     names = set(PrepareConfig.__dataclass_fields__)
     options = {k: values.pop(k) for k in list(values) if k not in names}
     config = PrepareConfig(sources=tuple(map(str, sources)), **values)
-    return prepare_run(config, options, Workdir(work), context or Context())
+    return prepare_run(config, options, Workdir(work), told or Context())
 
 
 def train(work: Path, run: str = "default", context: Context | None = None, *,
-          length: int = 32, objective: str = "next", **values: Any) -> Trained:  # fmt: skip
-    """Trains a tiny model, for 6 steps unless a length is given."""
+          length: int = 32, objective: str = "next", task: dict[str, Any] | None = None,
+          **values: Any) -> Trained:  # fmt: skip
+    """Trains a tiny model, for 6 steps unless a length is given. task: options of a task other
+    than language, where they are not its defaults."""
     if not {"steps", "epochs", "tokens", "minutes"} & values.keys():
         values["steps"] = 6
-    names = set(TrainConfig.__dataclass_fields__)
-    options = {"context": length, "objective": objective}
-    options |= {k: values.pop(k) for k in list(values) if k not in names}
     config = TrainConfig(**{**TINY, "device": "cpu", "threads": 1, **values})
+    kind = task_class(Workdir(work).read_data()["task"])
+    options = {"context": length, "objective": objective} if kind.name == "language" else {}
+    options = task_options(kind, "train", {**options, **(task or {})})
     return train_run(config, options, Workdir(work), run, context or Context())
 
 

@@ -45,6 +45,11 @@ class Ledger:
         """`size` bytes were cut out of `rows` rows that go on."""
         self._add(self.removed, reason, rows, size, where)
 
+    def cut(self, reason: str, size: int, where: str) -> None:
+        """`size` bytes were cut off a row that counts as kept already."""
+        self.kept.bytes -= size
+        self.remove(reason, size, where)
+
     @staticmethod
     def _add(table: dict[str, Entry], reason: str, rows: int, size: int, where: str) -> None:
         entry = table.setdefault(reason, Entry())

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.bundle import RECEIPT
 from bigmodel_cli.artifacts.workdir import Run, Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
@@ -152,7 +153,7 @@ def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
 def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not item.bundle.exists():
         return {"state": "missing", "detail": "bigmodel deploy"}
-    receipt = manifest.read_json(item.bundle / "receipt.json", "receipt", "")
+    receipt = manifest.read_json(item.bundle / RECEIPT, "receipt", "")
     why = ""
     if receipt["weights"] not in _weights(item):
         why = "its checkpoint is gone"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigmodel_cli import __version__
-from bigmodel_cli.deploy.huggingface import ARCHITECTURE
+from bigmodel_cli.models.qwen3 import ARCHITECTURE
 from bigmodel_cli.models.sizes import ModelConfig
 
 

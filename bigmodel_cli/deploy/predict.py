@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.artifacts import checkpoint
-from bigmodel_cli.artifacts.manifest import check_file, read_json
+from bigmodel_cli.artifacts import bundle, checkpoint
+from bigmodel_cli.artifacts.bundle import HINT
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
 from bigmodel_cli.models.device import set_up
 from bigmodel_cli.models.precision import lower
@@ -16,8 +16,6 @@ from bigmodel_cli.models.sequence import build
 from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.tasks import Request, load_task
 
-BUNDLE = "bigmodel.json"
-HINT = "make the bundle again: bigmodel deploy --force"
 LONGEST_LINE = 64 << 20
 
 
@@ -29,12 +27,10 @@ class Predictor:
     ) -> None:
         """precision `auto`: the bundle's own. Raises ArtifactError when the bundle is missing or
         corrupt, UsageError for a precision that the model cannot have."""
-        from bigmodel_cli.deploy.huggingface import native_weights
+        from bigmodel_cli.models.qwen3 import native_weights
 
-        self.manifest = read_json(folder / BUNDLE, "bundle", "make one: bigmodel deploy")
+        self.manifest = bundle.read(folder)
         try:
-            for name, info in self.manifest["files"].items():
-                check_file(folder / name, info, "bundle", HINT)
             self.task = load_task(folder, HINT)
             config = ModelConfig.from_json(self.manifest["model"])
             self.name = str(self.manifest["name"])

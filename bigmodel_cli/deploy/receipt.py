@@ -113,10 +113,10 @@ def effect(
 
 def transformers_proof(
     folder: Path, reference: SequenceModel, inputs: Sequence[Mapping[str, Tensor]],
-    texts: Sequence[str],
+    texts: Sequence[Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Loads the bundle as any user of transformers would, and compares. `texts`: those whose ids
-    its tokenizer must give as ours does, the first one of each being <|endoftext|>.
+    """Loads the bundle as any user of transformers would, and compares. `texts`: those (or
+    dialogues) whose ids its tokenizer must give as ours does, the first one being <|endoftext|>.
 
     Where transformers is not installed, the proof is not run, and says so.
     """
@@ -138,7 +138,9 @@ def transformers_proof(
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for text, each in zip(texts, inputs, strict=False):
         ids = each["tokens_BT"][0].tolist()
-        if list(tokenizer(text)["input_ids"][: len(ids)]) != ids:
+        plain = isinstance(text, str)
+        theirs = tokenizer(text) if plain else tokenizer.apply_chat_template(text, return_dict=True)
+        if list(theirs["input_ids"][: len(ids)]) != ids:
             raise BigmodelError("transformers tokenizes a held-out text otherwise",
                                 "the bundle was not written; please report it")  # fmt: skip
     # only what it is given decides when to end: the checkpoint's side never stops early either

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.bundle import CARD, RECEIPT
+from bigmodel_cli.artifacts.bundle import FILE as BUNDLE
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import DeployConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError, StoppedError
@@ -17,7 +19,6 @@ from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task, save_task
 
 ASIDE = "bundle.old"  # while a new one takes its place
-BUNDLE, RECEIPT, CARD = "bigmodel.json", "receipt.json", "README.md"
 UNSAID = ("precision", "fp32")  # the default came later than the first bundles
 CODEC_HINT = "train again: bigmodel train --restart"
 
@@ -120,6 +121,7 @@ def _build(
     from bigmodel_cli.deploy import huggingface
     from bigmodel_cli.deploy.card import card
     from bigmodel_cli.deploy.receipt import effect
+    from bigmodel_cli.models import qwen3
     from bigmodel_cli.models.precision import check
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.models.sizes import ModelConfig
@@ -130,19 +132,20 @@ def _build(
     check(shape, precision, "cpu")
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     model = build(shape, weights, str(path))
-    tokenizer: Any = getattr(task, "tokenizer", None)
-    portable = tokenizer is not None and huggingface.fits(shape)
+    text: Any = task if hasattr(task, "tokenizer") else None
+    tokenizer = text and text.tokenizer
+    portable = tokenizer is not None and qwen3.fits(shape)
     name = f"bigmodel-{place.name}"
     staging = place.folder / f"{manifest.TEMPORARY}bundle"
     with manifest.storage(staging):
         staging.mkdir()
     save_task(task, staging)
     if portable:
-        exported = huggingface.export_weights(weights, shape)
+        exported = qwen3.export_weights(weights, shape)
         for file, document in {
             "config.json": huggingface.config_json(shape, tokenizer),
-            "generation_config.json": huggingface.generation_config_json(tokenizer),
-            "tokenizer_config.json": huggingface.tokenizer_config_json(shape),
+            "generation_config.json": huggingface.generation_config_json(tokenizer, text.ends),
+            "tokenizer_config.json": huggingface.tokenizer_config_json(shape, text.chat_template),
         }.items():
             manifest.write_atomic(staging / file, _pretty(document))
     else:
@@ -194,7 +197,8 @@ def _receipt(
 ) -> dict[str, Any]:  # fmt: skip
     """Loads what was written, by both ways that users load it, and compares with the checkpoint."""
     from bigmodel_cli.artifacts.shards import Split
-    from bigmodel_cli.deploy import huggingface, receipt
+    from bigmodel_cli.deploy import receipt
+    from bigmodel_cli.models import qwen3
     from bigmodel_cli.models.precision import lower
     from bigmodel_cli.models.sequence import build
 
@@ -204,7 +208,7 @@ def _receipt(
     proof = task.proof(split, receipt.TEXTS)
     weights = checkpoint.load_tensors(staging / checkpoint.MODEL)
     if portable:
-        weights = huggingface.native_weights(weights, model.config)
+        weights = qwen3.native_weights(weights, model.config)
     again = lower(build(model.config, weights, str(staging)), "fp32")  # as `predict` has it
     result: dict[str, Any] = {
         "split": held_out,

@@ -60,7 +60,8 @@ class Records:
 
     def __init__(self, source: Source, names: Mapping[str, str], layout: Layout) -> None:
         self.source, self.names = source, names
-        self.kinds = [layout.kinds.get(name, "text") for name in names]
+        other = layout.kinds.get("*", "text")
+        self.kinds = [layout.kinds.get(name, other) for name in names]
         self.first = 0
         self._clear()
 

@@ -205,7 +205,7 @@ def _build(
         tokens = 0
         with ShardWriter(staging, split) as writer:
             for part, size in spool.parts(split):
-                columns = task.encode(part)
+                columns = task.encode(part, ledger)
                 tokens += len(columns.values[next(iter(columns.lengths))])
                 writer.add(columns)
                 done += size

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TABLE = {
     "language": "bigmodel_cli.tasks.language:Language",
+    "chat": "bigmodel_cli.tasks.chat:Chat",
     "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
     "recommendation": "bigmodel_cli.tasks.recommendation:Recommendation",
 }
@@ -139,10 +140,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Inputs of the model, each a batch of one, and the texts that they are the tokens of."""
+    """Inputs of the model, each a batch of one, and the texts, or dialogues, that they are the
+    first tokens of."""
 
     inputs: list[Mapping[str, Tensor]]
-    texts: list[str] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,8 @@ class Task(ABC):
     Options: ClassVar[type]
     unit_name: ClassVar[str]  # what an example is, in the plural
     measure: ClassVar[str] = "tokens"  # what the first ragged field of an example holds
-    # the columns that are no plain text: `value` is also a number, `json` anything, as JSON
+    # the columns (`*`: all others) that are no plain text: `value` is also a number, `json`
+    # anything, as JSON
     kinds: ClassVar[Mapping[str, str]] = {}
     documents: ClassVar[bool] = False  # whether a file that holds no records is a row
     defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language
@@ -209,8 +212,8 @@ class Task(ABC):
         bytes; sample(n) streams about n bytes of them. Says what it chose."""
 
     @abstractmethod
-    def encode(self, units: pa.RecordBatch) -> Columns:
-        """Units of one split, in order, as examples."""
+    def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
+        """Units of one split, in order, as examples; what is cut off them goes to the ledger."""
 
     def remarks(self) -> list[str]:
         """What a person should know of how encoding went."""
@@ -238,6 +241,16 @@ class Task(ABC):
     @abstractmethod
     def loss_sum(self, model: SequenceModel, batch: Batch) -> Tensor:
         """The sum over the batch's loss terms, never a mean."""
+
+    @property
+    def signature(self) -> str:
+        """What the numbers mean that the model reads: only tasks of the same can share weights."""
+        return ""
+
+    def fresh_ids(self, before: Task) -> list[int]:
+        """The tokens that this task uses, but not the one of the same signature before."""
+        del before
+        return []
 
     def validation_rows(self) -> int:
         """How many rows of `scoring` judge a checkpoint while training."""

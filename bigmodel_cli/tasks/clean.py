@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,13 @@ from bigmodel_cli.tasks import Rows, Units
 
 # C0 but tab, newline, form feed, carriage return; DEL; C1; a byte order mark inside of text
 CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{80}-\x{84}\x{86}-\x{9f}\x{feff}]"
+_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")  # the same
 TEXT_NAMES = ("text", "content", "body", "document", "story", "article", "code", "sentence")
+
+
+def cut_control(text: str) -> str:
+    """A text without control characters."""
+    return _CONTROL.sub("", text)
 
 
 def as_column(values: NDArray[Any]) -> pa.Array:

@@ -60,6 +60,9 @@ class Language(TextTask):
     def masked(self) -> bool:
         return bool(self.options.objective == "masked")
 
+    def used_specials(self) -> set[int]:
+        return {self.tokenizer.endoftext} | ({self.tokenizer.mask} if self.masked else set())
+
     # prepare ---------------------------------------------------------------------------------
 
     def columns(
@@ -89,7 +92,8 @@ class Language(TextTask):
 
         return self.learn(texts, size, wait)
 
-    def encode(self, units: pa.RecordBatch) -> Columns:
+    def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
+        del ledger  # nothing is ever cut
         import numpy as np
         import pyarrow.compute as pc
 

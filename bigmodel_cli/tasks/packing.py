@@ -9,6 +9,7 @@ in each epoch: a pure function of (lengths, T, seed, epoch).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from bigmodel_cli.tasks import Batch
 
 IGNORED = -100  # a target that is no loss term
 MASKED_SHARE = 0.15
+BLOCK = 4096  # sequences that are put together
 ORDER, MASKS, SAMPLES, BASELINE = range(4)  # first keys of streams that must not be the same
 
 
@@ -140,6 +142,70 @@ class PackedPlan:
                 random = generator(MASKS, self.order.seed, position + row)
                 leave_out(inputs[row], targets[row], self.masks, random)
         return make_batch(inputs, targets, segments)
+
+
+class WholePlan:
+    """Whole sequences, of which each row holds as many as fit; none is cut.
+
+    lengths: of each (input, target) sequence; pairs(i): its inputs and targets. They are put
+    together once, best fit, the longest first within blocks (a pure function of lengths and seed);
+    the order of rows is drawn anew in each epoch.
+    """
+
+    even = True
+
+    def __init__(
+        self, lengths: NDArray[np.int64], context: int, seed: int,
+        pairs: Callable[[int], tuple[NDArray[Any], NDArray[np.int64]]],
+    ) -> None:  # fmt: skip
+        self.context, self._seed, self._pairs = context, seed, pairs
+        self._bins = best_fit(lengths, context, seed)
+        self.rows, self.row_tokens = len(self._bins), float(context)
+        self._epoch = -1
+
+    def batch(self, position: int, count: int) -> Batch:
+        inputs, targets, segments = np.zeros((3, count, self.context), np.int64)
+        targets[:] = IGNORED
+        for row in range(count):
+            epoch, place = divmod(position + row, self.rows)
+            if epoch != self._epoch:
+                self._order = generator(ORDER, self._seed, epoch).permutation(self.rows)
+                self._epoch = epoch
+            filled = segment = 0
+            for index in self._bins[self._order[place]]:
+                tokens, told = self._pairs(index)
+                part = slice(filled, filled + len(tokens))
+                inputs[row, part], targets[row, part] = tokens, told
+                segments[row, part] = segment
+                filled, segment = filled + len(tokens), segment + 1
+            segments[row, filled:] = segment
+        return make_batch(inputs, targets, segments)
+
+
+def best_fit(lengths: NDArray[np.int64], room: int, seed: int) -> list[list[int]]:
+    """Which sequences share a row of `room`: each goes where the least room is left after it."""
+    order = generator(ORDER, seed).permutation(len(lengths))
+    bins: list[list[int]] = []
+    for begin in range(0, len(order), BLOCK):
+        block = order[begin : begin + BLOCK]
+        free: dict[int, list[int]] = {}  # room left → bins
+        sizes = 0  # bit r is set where a bin has r left
+        for index in block[np.argsort(-lengths[block], kind="stable")].tolist():
+            length = int(lengths[index])
+            fitting = sizes >> length << length
+            if fitting:
+                left = (fitting & -fitting).bit_length() - 1
+                place = free[left].pop()
+                if not free[left]:
+                    sizes &= ~(1 << left)
+            else:
+                left, place = room, len(bins)
+                bins.append([])
+            bins[place].append(index)
+            left -= length
+            free.setdefault(left, []).append(place)
+            sizes |= 1 << left
+    return bins
 
 
 def leave_out(

@@ -36,7 +36,11 @@ def text_field(document: Mapping[str, Any], field: str) -> str:
 
 def text_request(document: Mapping[str, Any], field: str) -> Request:
     """Checks a JSON request; null is absent, unknown fields are ignored. Raises DataError."""
-    prompt = text_field(document, field)
+    return generation(document, text_field(document, field))
+
+
+def generation(document: Mapping[str, Any], prompt: Any) -> Request:
+    """A request to write, with how it says to. Raises DataError."""
     stop = document.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Task
@@ -12,6 +12,10 @@ from bigmodel_cli.tasks import Task
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.tokenizer import Tokenizer
 
 SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
@@ -43,6 +47,8 @@ class TokenizerOptions:
 class TextTask(Task):
     """A task whose model reads tokens of text."""
 
+    chat_template: ClassVar[str] = ""  # how a dialogue becomes one text, in Jinja
+
     def __init__(self, options: Any, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(options)
         self._tokenizer = tokenizer
@@ -53,6 +59,23 @@ class TextTask(Task):
     def tokenizer(self) -> Tokenizer:
         assert self._tokenizer is not None, "fit or load comes first"
         return self._tokenizer
+
+    @property
+    def signature(self) -> str:
+        return self.tokenizer.signature
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens at which writing ends."""
+        return [self.tokenizer.endoftext]
+
+    def used_specials(self) -> set[int]:
+        """The special tokens that the task's examples hold."""
+        return {self.tokenizer.endoftext}
+
+    def fresh_ids(self, before: Task) -> list[int]:
+        known = before.used_specials() if isinstance(before, TextTask) else set()
+        return sorted(self.used_specials() - known)
 
     def identity(self) -> dict[str, Any]:
         from bigmodel_cli.artifacts.tokenizer import signature_of
@@ -80,6 +103,25 @@ class TextTask(Task):
         if size > HASTE_BYTES:
             self._slow = self.tokenizer.hasten(list(texts(PROOF_BYTES)))
         return what
+
+    def cut(
+        self, ids: NDArray[Any], counts: NDArray[np.int64], most: int, ledger: Ledger
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Texts' tokens, one after another, and how many each has: at most so many, the rest of
+        them in the ledger."""
+        import numpy as np
+
+        long = np.flatnonzero(counts > most)
+        if not len(long):
+            return ids, counts
+        ends = np.cumsum(counts)
+        kept = np.ones(len(ids), bool)
+        for text in long.tolist():
+            rest = slice(int(ends[text] - counts[text]) + most, int(ends[text]))
+            kept[rest] = False
+            size = len(self.tokenizer.decode(ids[rest].tolist()).encode())
+            ledger.cut("truncated", size, f"a text of {counts[text]:,} tokens")
+        return ids[kept], np.minimum(counts, most)
 
     def remarks(self) -> list[str]:
         remarks = [f"{self._slow}; tokenizers encoded, which is slower"] if self._slow else []

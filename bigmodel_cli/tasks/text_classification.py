@@ -43,8 +43,8 @@ class TextClassificationOptions(ClassOptions, TokenizerOptions):
 
     min_chars: int = option(1, "Drop texts of fewer characters.", stage="prepare", minimum=0)
     context: int = option(
-        256, "Tokens of a text that the model sees: its first ones.", stage="train", minimum=2,
-        maximum=1 << 20, panel="Model",
+        256, "Tokens of a text that are kept: its first ones.", stage="prepare", minimum=2,
+        maximum=1 << 20,
     )  # fmt: skip
 
 
@@ -99,13 +99,14 @@ class TextClassification(TextTask, Classification):
         classes = self.fit_labels()
         return f"{classes}; {self.learn(texts, size, wait)}"
 
-    def encode(self, units: pa.RecordBatch) -> Columns:
+    def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         import numpy as np
 
         from bigmodel_cli.artifacts.shards import Columns
         from bigmodel_cli.tasks.clean import put_between
 
         ids, counts = self.tokenizer.encode_batch(units.column("text"))
+        ids, counts = self.cut(ids, counts, self.options.context - 1, ledger)
         lengths = counts + 1  # <|endoftext|> precedes each
         tokens = np.full(int(lengths.sum()), self.tokenizer.endoftext, self.tokenizer.dtype)
         put_between(tokens, np.cumsum(lengths) - lengths + 1, ids, counts)
@@ -132,15 +133,13 @@ class TextClassification(TextTask, Classification):
         )
 
     def _lengths(self, split: Split) -> NDArray[np.int64]:
-        import numpy as np
 
-        lengths: NDArray[np.int64] = np.minimum(split.lengths("tokens"), self.options.context)
-        return lengths
+        return split.lengths("tokens")
 
     def _batch(self, split: Split, examples: NDArray[np.int64]) -> Batch:
         import torch
 
-        rows = [split.values("tokens", i, i + 1)[: self.options.context] for i in examples.tolist()]
+        rows = [split.values("tokens", i, i + 1) for i in examples.tolist()]
         targets = torch.from_numpy(split.column("label")[examples].astype("int64"))
         return Batch(self._inputs(rows), targets, len(rows), {"units": examples})
 

@@ -21,6 +21,7 @@ from bigmodel_cli.models.sizes import ModelConfig, flops_per_token, model_config
 from bigmodel_cli.tasks import Plan, Task
 from bigmodel_cli.train import budget, engine, parallel
 from bigmodel_cli.train.optim import LEARNING_RATES
+from bigmodel_cli.train.origin import Origin, shaped
 
 TOKENS_PER_UPDATE = 2048  # for up to 4 million weights
 LOGITS_BYTES = 32 << 20  # larger arrays come from the system page by page
@@ -31,16 +32,15 @@ NOMINAL_FLOPS = {"cpu": 150e9, "cuda": 20e12}  # of one thread, or of a GPU by o
 
 def resolve(
     config: TrainConfig, options: Mapping[str, Any], data: Mapping[str, Any], task: Task,
-    plan: Plan, run: str, context: Context,
+    plan: Plan, origin: Origin | None, run: str, context: Context,
 ) -> dict[str, Any]:  # fmt: skip
     """A new run's configuration, as config.json keeps it.
 
     Raises UsageError and DataError.
     """
     device = devices.set_up(config.device, config.threads)
-    shape = task.shape()
-    model = model_config(
-        config.model, config.size or ("small" if device.type == "cuda" else "nano"), shape,
+    model = shaped(origin, config, task) if origin else model_config(
+        config.model, config.size or ("small" if device.type == "cuda" else "nano"), task.shape(),
         width=config.width, layers=config.layers, heads=config.heads, kv_heads=config.kv_heads,
         hidden=config.hidden, cell=config.cell, window=config.window, tie=config.tie,
         dropout=config.dropout,
@@ -65,7 +65,7 @@ def resolve(
     size = config.size or f"{model.layers} × {model.width}"
     ranks = f"{parallel.world()} ranks of " if parallel.world() > 1 else ""
     context.note(
-        f"{config.model} {size}, {model.parameters / 1e6:.1f} M weights; {length.text}; "
+        f"{model.family} {size}, {model.parameters / 1e6:.1f} M weights; {length.text}; "
         f"{batch} × {plan.row_tokens:.4g} {task.measure} an update; {resolved['precision']} on "
         f"{device.type}, {ranks}{resolved['threads']} threads" + ", compiled" * resolved["compile"]
     )

@@ -20,6 +20,9 @@ from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task
 from bigmodel_cli.train import parallel
 from bigmodel_cli.train.loop import Loop, Trained
+from bigmodel_cli.train.origin import Origin
+from bigmodel_cli.train.origin import begin as begin_from
+from bigmodel_cli.train.origin import find as find_origin
 
 PREPARE_HINT = "build it again: bigmodel prepare SOURCE --force"
 RESOLVED = ("micro_batch", "threads")  # not part of what is learned, but of exactness
@@ -39,6 +42,9 @@ def run(
     if config.size and config.size not in SIZES:
         model_config(config.model, config.size, None)  # type: ignore[arg-type]  # raises
     options = {**identity(config), **dict(task_options)}
+    origin = find_origin(config.from_, workdir) if config.from_ else None
+    if origin:  # wherever it lies
+        options["from_"] = origin.sha256
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined())
         if not parallel.leads():
@@ -55,7 +61,7 @@ def run(
         known, done = parallel.lead(found)
         if done:
             return Trained(**done)
-        return _train(config, options, data, known, place, workdir, context)
+        return _train(config, options, data, known, origin, place, workdir, context)
 
 
 def _clear(place: Run) -> None:
@@ -119,7 +125,8 @@ def _finished(place: Run, context: Context) -> Trained | None:
 
 def _train(
     config: TrainConfig, options: dict[str, Any], data: dict[str, Any],
-    known: dict[str, Any] | None, place: Run, workdir: Workdir, context: Context,
+    known: dict[str, Any] | None, origin: Origin | None, place: Run, workdir: Workdir,
+    context: Context,
 ) -> Trained:  # fmt: skip
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch: same sums each time
     context.emit(Progress("load", 0, None, ""))
@@ -138,7 +145,7 @@ def _train(
     plan = task.plan(train_split, config.seed)
     new = known is None
     known = known or parallel.lead(
-        lambda: resolve(config, options, data, task, plan, place.name, context)
+        lambda: resolve(config, options, data, task, plan, origin, place.name, context)
     )
     if new:
         resolved = known["resolved"]
@@ -160,6 +167,9 @@ def _train(
     if new:  # only now, when all of it can be had
         parallel.lead(lambda: _begin(task, place, known))
     state = _resume(place, model, optimizers, context)
+    if origin and not state:
+        anew = ", ".join(begin_from(model, origin, task)) or "nothing"
+        context.note(f"begins from {origin.name} ({origin.sha256[:12]}); new: {anew}")
     parallel.same_weights(model.parameters())
     clock = budget.Clock(
         budget.Length(**resolved["length"]), state.get("elapsed", 0.0),

@@ -15,9 +15,9 @@ import torch
 from bigmodel_cli.artifacts import checkpoint
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy import receipt
-from bigmodel_cli.deploy.huggingface import export_weights, native_weights
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import ArtifactError, BigmodelError, UsageError
+from bigmodel_cli.models.qwen3 import export_weights, native_weights
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import ModelConfig, Shape, model_config
 from tests.stages import bigmodel, deploy, evaluate, prepare, stories, train
@@ -155,7 +155,7 @@ def test_a_bundle_that_answers_otherwise_is_not_written(
         name = "model.layers.1.mlp.down_proj.weight"
         return {**exported, name: exported[name] + 0.1}
 
-    monkeypatch.setattr("bigmodel_cli.deploy.huggingface.export_weights", spoiled)
+    monkeypatch.setattr("bigmodel_cli.models.qwen3.export_weights", spoiled)
     with pytest.raises(BigmodelError, match="does not answer as the checkpoint does"):
         deploy(work, force=True)
     assert (before.folder / "bigmodel.json").read_bytes() == kept

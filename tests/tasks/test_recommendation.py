@@ -75,6 +75,14 @@ def opened(
     return task, Split(Workdir(work).data, shards)
 
 
+def fit(
+    work: Path, run: str = "default", context: Context | None = None, *, length: int = 12,
+    repeat: bool = False, **values: Any,
+) -> None:  # fmt: skip
+    options = {"context": length, "repeat": repeat}
+    train(work, run, context, task=options, **{"layers": 1, **values})
+
+
 def random_model(task: Recommendation, **options: Any) -> SequenceModel:
     torch.manual_seed(0)
     config = model_config(options.pop("model", "transformer"), "nano", task.shape(), width=32,
@@ -258,8 +266,8 @@ def test_micro_batches_and_padding_do_not_change_an_update(
 def test_a_stopped_run_resumes_to_the_very_same_bytes(
     work: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    values = {"length": 12, "steps": 4, "dropout": 0.2, "layers": 1, **options}
-    train(work, "whole", **values)
+    values = {"steps": 4, "dropout": 0.2, **options}
+    fit(work, "whole", **values)
     context = Context()
     inner = Engine.step
 
@@ -272,13 +280,13 @@ def test_a_stopped_run_resumes_to_the_very_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "step", stepping)
         with pytest.raises(StoppedError):
-            train(work, "stopped", context, **values)
-    train(work, "stopped", **values)
+            fit(work, "stopped", context, **values)
+    fit(work, "stopped", **values)
     assert final_bytes(work, "stopped") == final_bytes(work, "whole")
 
 
 def test_evaluation_tells_coverage_without_an_interval_and_the_protocol(work: Path) -> None:
-    train(work, length=12, steps=2, layers=1)
+    fit(work, steps=2)
     document = evaluate(work, require=("coverage>0.1", "hr@10>=baseline*0.01")).document
     coverage = document["metrics"]["coverage"]
     assert 0 < coverage["value"] <= 1
@@ -287,14 +295,14 @@ def test_evaluation_tells_coverage_without_an_interval_and_the_protocol(work: Pa
     assert [gate["passed"] for gate in document["gates"]] == [True, True]
     assert document["protocol"]["candidates"] == 100
     assert document["protocol"]["split_by"] == "leave-one-out"
-    train(work, "again", length=12, steps=2, layers=1, repeat=True)
+    fit(work, "again", steps=2, repeat=True)
     again = evaluate(work, "again").document
     assert again["protocol"]["seen"] != document["protocol"]["seen"]
 
 
 @pytest.fixture(scope="module")
 def predictor(data: Path) -> Predictor:
-    train(data, "bundle", length=12, steps=2, layers=1)
+    fit(data, "bundle", steps=2)
     done = deploy(data, "bundle")
     assert done.layout == "native"
     assert done.receipt["bigmodel"]["proof"] == "passed"
@@ -455,7 +463,7 @@ def test_a_small_model_comes_near_the_best_ranking_and_never_beyond(
     work, best = tmp_path / "work", sessions.best()
     sessions.main(["--users", "3000", "--output", str(tmp_path / "sessions.csv")])
     prepare(work, tmp_path / "sessions.csv")
-    train(work, width=64, layers=1, heads=2, epochs=12, length=16, batch_size=64, repeat=True,
+    fit(work, width=64, heads=2, epochs=12, length=16, batch_size=64, repeat=True,
           weight_decay=0.0, dropout=0.1, **options)  # fmt: skip
     document = evaluate(work).document
     found = {name: entry["value"] for name, entry in document["metrics"].items()}

@@ -1,0 +1,393 @@
+"""Chat: a dialogue → the assistant's next turn.
+
+A unit is a dialogue. Only the assistant's turns are learned, each with the token that ends it.
+Dialogues share rows without seeing each other, and none is cut: those that are too long for a row
+lose their oldest turns, counted in the ledger. Legend: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bigmodel_cli.errors import DataError
+from bigmodel_cli.models.sizes import Shape
+from bigmodel_cli.options import option
+from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from bigmodel_cli.artifacts.ledger import Ledger
+    from bigmodel_cli.artifacts.shards import Columns, Split
+    from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.tasks.dialogues import Message
+    from bigmodel_cli.tasks.packing import WholePlan
+
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+@dataclass(frozen=True)
+class ChatOptions(TokenizerOptions):
+    """Options of the chat task, by stage."""
+
+    context: int = option(
+        1024, "Most tokens of a dialogue; longer ones lose their oldest turns.", stage="prepare",
+        minimum=64, maximum=1 << 20,
+    )  # fmt: skip
+
+
+def _places(batch: Rows, places: list[int]) -> Callable[[int], str]:
+    return lambda unit: batch.where(places[unit])
+
+
+class Chat(TextTask):
+    name = "chat"
+    Options = ChatOptions
+    unit_name = "dialogues"
+    kinds: ClassVar[Mapping[str, str]] = {"messages": "json"}
+    field = "messages"
+    fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+
+    @property
+    def chat_template(self) -> str:  # type: ignore[override]
+        from bigmodel_cli.tasks.dialogues import CHATML
+
+        return CHATML
+
+    @property
+    def _end(self) -> int:
+        return self._special(END)
+
+    def _special(self, text: str) -> int:
+        names: dict[str, int] = {n: token for token, n in self.tokenizer.specials.items()}
+        return names[text]
+
+    @property
+    def ends(self) -> list[int]:
+        return [self._end, self.tokenizer.endoftext]
+
+    def used_specials(self) -> set[int]:
+        return {self.tokenizer.endoftext, self._special(START), self._end}
+
+    # prepare ---------------------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
+        from bigmodel_cli.tasks import dialogues
+
+        del names
+        return bool(dialogues.columns(columns))
+
+    def columns(
+        self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
+    ) -> dict[str, str]:
+        from bigmodel_cli.tasks import dialogues
+
+        for name, column in wanted.items():
+            if column not in found:
+                shown = ", ".join(f"`{c}`" for c in found)
+                raise DataError(f"{where} has no column `{column}`", f"it has {shown}; see "
+                                f"--column {name}=NAME")  # fmt: skip
+        if {"messages"} <= {*wanted} or {"prompt", "response"} <= {*wanted}:
+            return dict(wanted)
+        chosen = dialogues.columns(found)
+        if not chosen:
+            shown = ", ".join(f"`{c}`" for c in found) or "none"
+            raise DataError(
+                f"{where} has no column of messages, nor of prompts with their replies",
+                "say --column messages=NAME, or --column prompt=NAME --column response=NAME; "
+                f"it has {shown}",
+            )
+        return chosen
+
+    def units(
+        self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
+    ) -> Iterator[Units]:
+        import numpy as np
+        import pyarrow as pa
+
+        from bigmodel_cli.tasks import dialogues
+
+        del shares
+        for batch in rows:
+            names = [n for n in batch.table.schema.names if n not in ("follows", "ends", "row")]
+            kept: list[str] = []
+            sizes: list[int] = []
+            places: list[int] = []
+            for place, row in enumerate(batch.table.select(names).to_pylist()):
+                size = sum(len(text.encode()) for text in row.values() if text)
+                ledger.came_in(1, size)
+                found, reason = dialogues.messages(row)
+                if found is None:
+                    ledger.drop(reason, size, batch.where(place))
+                    continue
+                rest = dialogues.size(found)
+                if size > rest:  # what is not said: JSON around it, space, a turn without reply
+                    ledger.remove("markup", size - rest, batch.where(place))
+                kept.append(json.dumps(found, ensure_ascii=False))
+                sizes.append(min(rest, size))
+                places.append(place)
+            if kept:
+                column = pa.array(kept, pa.large_string())
+                yield Units(
+                    pa.RecordBatch.from_arrays([column], names=["messages"]), column,
+                    np.array(sizes, np.int64), batch.split,
+                    _places(batch, places),
+                )  # fmt: skip
+
+    def fit(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        wait: Callable[[Callable[[], None]], None],
+    ) -> str:  # fmt: skip
+        def texts(limit: int) -> Iterator[str]:
+            for part in sample(limit):
+                for found in self._messages(part):
+                    yield from (m["content"] for m in found)
+
+        return self.learn(texts, size, wait)
+
+    @staticmethod
+    def _messages(units: pa.RecordBatch) -> list[list[Message]]:
+        return [json.loads(text) for text in units.column("messages").to_pylist()]
+
+    def _encode(self, found: Sequence[Sequence[Message]], prompt: bool = False
+                ) -> list[tuple[list[int], list[int]]]:  # fmt: skip
+        from bigmodel_cli.tasks import dialogues
+
+        return list(dialogues.encode(found, self.chat_template, self.tokenizer, END, prompt=prompt))
+
+    def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
+        import numpy as np
+
+        from bigmodel_cli.artifacts.shards import Columns
+        from bigmodel_cli.tasks import dialogues
+
+        found = self._messages(units)
+        encoded = self._encode(found)
+        most = self.options.context + 1  # of which the last is only told
+        for place, (tokens, _) in enumerate(encoded):
+            if len(tokens) <= most:
+                continue
+            before, count = dialogues.size(found[place]), len(tokens)
+            found[place] = dialogues.shorten(found[place], self._encode, self.tokenizer, most)
+            cut = before - dialogues.size(found[place])
+            if cut:
+                ledger.cut("truncated", cut, f"a dialogue of {count:,} tokens")
+            (encoded[place],) = self._encode([found[place]])
+        lengths = np.array([len(tokens) for tokens, _ in encoded], np.int64)
+        whole = [token for tokens, _ in encoded for token in tokens]
+        learned = [owner >= 0 for _, owners in encoded for owner in owners]
+        replies = [
+            sum(len(m["content"].encode()) for m in dialogue if m["role"] == "assistant")
+            for dialogue in found
+        ]
+        return Columns(
+            len(found),
+            {"tokens": np.array(whole, self.tokenizer.dtype),
+             "learned": np.array(learned, np.uint8), "bytes": np.array(replies, np.int64)},
+            {"tokens": lengths, "learned": lengths},
+        )  # fmt: skip
+
+    # train -----------------------------------------------------------------------------------
+
+    def shape(self) -> Shape:
+        return Shape(self.tokenizer.size, self.options.context, causal=True)
+
+    def plan(self, split: Split, seed: int) -> WholePlan:
+        from bigmodel_cli.tasks.packing import WholePlan
+
+        return WholePlan(split.lengths("tokens") - 1, self.options.context, seed,
+                         lambda i: self._pairs(split, i))  # fmt: skip
+
+    @staticmethod
+    def _pairs(split: Split, unit: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Inputs and targets (T,) of one dialogue."""
+        import numpy as np
+
+        from bigmodel_cli.tasks.packing import IGNORED
+
+        tokens = split.values("tokens", unit, unit + 1).astype(np.int64)
+        learned = split.values("learned", unit, unit + 1)[1:].astype(bool)
+        return tokens[:-1], np.where(learned, tokens[1:], IGNORED)
+
+    def loss_sum(self, model: SequenceModel, batch: Batch) -> Tensor:
+        return model.loss_sum(targets_BT=batch.targets, **batch.inputs)
+
+    # evaluate --------------------------------------------------------------------------------
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return ("nats", "tokens", "bytes", "correct")
+
+    def metrics(self) -> Sequence[Metric]:
+        import math
+
+        from bigmodel_cli.tasks.metrics import exponential, ratio
+
+        loss = ratio("loss", 0, 1, higher_is_better=False)
+        return (
+            ratio("bits_per_byte", 0, 2, higher_is_better=False, scale=1 / math.log(2),
+                  ignores=("tokenization", "window")),
+            exponential("perplexity", loss),
+            loss,
+            ratio("next_token_accuracy", 3, 1, higher_is_better=True),
+        )  # fmt: skip
+
+    def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
+        import numpy as np
+
+        from bigmodel_cli.tasks.packing import IGNORED, make_batch
+        from bigmodel_cli.tasks.rows import by_length, padded
+
+        for units in by_length(split.lengths("tokens"), rows, limit):
+            pairs = [self._pairs(split, unit) for unit in units.tolist()]
+            inputs, _ = padded([inputs for inputs, _ in pairs])
+            targets, _ = padded([targets for _, targets in pairs], IGNORED)
+            # what is causal never sees the padding on its right
+            yield make_batch(inputs, targets, np.zeros_like(inputs), units=units,
+                             sizes=split.column("bytes")[units])  # fmt: skip
+
+    def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
+        import numpy as np
+        import torch.nn.functional as F
+
+        from bigmodel_cli.tasks.packing import IGNORED
+
+        learned = batch.targets != IGNORED
+        logits = model(**batch.inputs)[learned].float()
+        targets = batch.targets[learned]
+        nats = F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
+        correct = (logits.argmax(-1) == targets).cpu().numpy()
+        rows = learned.nonzero()[:, 0].cpu().numpy()
+        count = len(batch.targets)
+        columns = [np.bincount(rows, values, count) for values in (nats, np.ones(len(nats)))]
+        columns += [batch.extra["sizes"], np.bincount(rows, correct, count)]
+        return Predictions(batch.extra["units"], np.stack(columns, 1).astype(np.float64))
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "window": self.options.context, "tokenization": self.tokenizer.signature,
+            "scored": "the assistant's turns, each with its end", "template": "ChatML",
+            "bytes": "UTF-8 bytes of the replies",
+        }  # fmt: skip
+
+    def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
+        import numpy as np
+
+        from bigmodel_cli.tasks.ngram import Unigram
+
+        replies = [
+            np.concatenate([tokens[:1], tokens[1:][learned[1:] > 0]])
+            for tokens, learned in (self._unit(train, unit) for unit in range(len(train)))
+        ]
+        model = Unigram(replies, self.tokenizer.size)
+        statistics = np.zeros((len(split), 4))
+        for unit in range(len(split)):
+            tokens, learned = self._unit(split, unit)
+            told = tokens[1:][learned[1:] > 0]
+            if len(told):
+                sequence = np.concatenate([tokens[:1], told]).astype(np.int64)
+                right = model.most_likely(sequence) == told
+                statistics[unit] = (-model.log_probabilities(sequence).sum(), len(told),
+                                    split.column("bytes")[unit], right.sum())  # fmt: skip
+        yield "unigram", Predictions(np.arange(len(split)), statistics)
+
+    @staticmethod
+    def _unit(split: Split, unit: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        return split.values("tokens", unit, unit + 1), split.values("learned", unit, unit + 1)
+
+    def _dialogue(self, split: Split, unit: int) -> list[Message]:
+        """A dialogue's messages, from its tokens."""
+        tokens, _ = self._unit(split, unit)
+        marks = {self._special(START), self._end, self.tokenizer.endoftext}
+        found: list[Message] = []
+        part: list[int] = []
+        for token in tokens.tolist():
+            if token == self._end and part:
+                role, _, content = self.tokenizer.decode(part).partition("\n")
+                found.append({"role": role, "content": content})
+            part = [] if token in marks else [*part, token]
+        return found
+
+    def samples(
+        self, model: SequenceModel, split: Split, count: int, seed: int
+    ) -> list[dict[str, str]]:
+        from bigmodel_cli.tasks.packing import SAMPLES, generator
+
+        found = []
+        for unit in generator(SAMPLES, seed).permutation(len(split))[:count].tolist():
+            dialogue = self._dialogue(split, unit)
+            while dialogue and dialogue[-1]["role"] != "assistant":
+                dialogue.pop()
+            if len(dialogue) < 2:
+                continue
+            request = self.request({"messages": dialogue[:-1], "max_tokens": 128})
+            outputs = [last for *_, last in self.answer(model, [request]) if last]
+            shown = "\n".join(f"{m['role']}: {m['content']}" for m in dialogue[:-1])
+            reply = outputs[0]["message"]["content"]
+            found.append({"prompt": shown[-2000:] + "\n", "output": reply,
+                          "reference": dialogue[-1]["content"][:1000]})  # fmt: skip
+        return found
+
+    def proof(self, split: Split, count: int) -> Proof:
+        import torch
+
+        found = [self._dialogue(split, unit) for unit in range(min(count, len(split)))]
+        found = [dialogue for dialogue in found if dialogue]
+        tokens = [tokens[: self.options.context] for tokens, _ in self._encode(found)]
+        return Proof([{"tokens_BT": torch.tensor([part])} for part in tokens], list(found))
+
+    # predict ---------------------------------------------------------------------------------
+
+    def request(self, document: Mapping[str, Any]) -> Request:
+        from bigmodel_cli.tasks.dialogues import joined
+        from bigmodel_cli.tasks.requests import generation, text_field
+
+        given = document.get("messages")
+        if isinstance(given, str):  # on the command line: what the user says
+            given = [{"role": "user", "content": text_field(document, "messages")}]
+        example = 'for example {"messages": [{"role": "user", "content": "…"}]}'
+        if not isinstance(given, list) or not given:
+            raise DataError("`messages` must be a list of messages", example)
+        found: list[Message] = []
+        for place, message in enumerate(given):
+            if not isinstance(message, dict) or message.get("role") not in (
+                "system", "user", "assistant",
+            ):  # fmt: skip
+                raise DataError(f"`messages[{place}]` has no role that is known", example)
+            content = message.get("content")
+            content = joined(content) if isinstance(content, list) else content
+            text = text_field({"content": content}, "content")
+            found.append({"role": message["role"], "content": text.strip()})
+        if found[-1]["role"] == "assistant":
+            raise DataError("the last message is the assistant's: there is nothing to answer",
+                            example)  # fmt: skip
+        return generation(document, found)
+
+    def answer(
+        self, model: SequenceModel, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        from bigmodel_cli.tasks.requests import write
+
+        prompts = []
+        for request in requests:
+            found = request.prompt
+            room = max(1, self.options.context - min(request.max_tokens, self.options.context // 2))
+            ((tokens, _),) = self._encode([found], prompt=True)
+            while len(tokens) > room and len(found) > 1:  # as in training: the oldest go
+                first = 1 if found[0]["role"] == "system" and len(found) > 2 else 0
+                found = found[:first] + found[first + 1 :]
+                ((tokens, _),) = self._encode([found], prompt=True)
+            prompts.append(tokens)
+        for index, text, reason, whole in write(
+            model, self.tokenizer, prompts, requests, self.ends
+        ):
+            message = {"role": "assistant", "content": whole}
+            yield index, text, {"message": message, "finish_reason": reason} if reason else None

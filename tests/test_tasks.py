@@ -1,0 +1,142 @@
+"""What holds for every task and family: one update whatever the micro-batches, exact resume, a
+bundle that answers as its checkpoint, and bad requests that are refused one by one."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.artifacts import checkpoint
+from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.deploy.predict import Predictor
+from bigmodel_cli.errors import StoppedError
+from bigmodel_cli.events import Context
+from bigmodel_cli.tasks import TABLE
+from bigmodel_cli.train.engine import Engine
+from tests.stages import SERVICE, STORIES, deploy, evaluate, final_bytes, prepare, train
+
+FAMILIES: list[dict[str, Any]] = [
+    {"model": "transformer"}, {"model": "rnn", "cell": "gru"}, {"model": "mlp", "window": 4},
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task's small data, and a request that its bundle answers with `gives`."""
+
+    source: Callable[[Path], Path]
+    options: dict[str, Any]
+    request: dict[str, Any]
+    gives: set[str]
+    bad: dict[str, Any]
+
+
+def first(path: Path, count: int) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        lines = path.read_text("utf-8").splitlines(keepends=True)[:count]
+        (folder / path.name).write_text("".join(lines), "utf-8")
+        return folder / path.name
+
+    return write
+
+
+KINDS = {
+    "language": Kind(first(STORIES, 60), {"tokenizer": "bytes"},
+                     {"prompt": "Once", "max_tokens": 4}, {"text", "finish_reason"},
+                     {"prompt": 3}),
+    "chat": Kind(first(SERVICE / "dialogues.jsonl", 60), {"tokenizer": "bytes", "context": 256},
+                 {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
+                 {"message", "finish_reason"}, {"messages": [{"role": "admin", "content": "x"}]}),
+    "text-classification": Kind(first(SERVICE / "intents.jsonl", 80), {"tokenizer": "bytes"},
+                                {"text": "where is my lamp"}, {"label", "probabilities"},
+                                {"text": None}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=sorted(TABLE))
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a task's data; its name is the task's."""
+    kind = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("tasks")
+    work = folder / request.param
+    made = prepare(work, kind.source(folder), val="0.2", test="0.2", **kind.options)
+    assert made.manifest["task"] == request.param  # which it found by itself
+    return work
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Context:
+    """A context whose program gets a SIGTERM while update `step` (from 1) is computed."""
+    context = Context()
+    inner = Engine.step
+
+    def stepping(self: Engine, index: int, *rest: Any) -> Any:
+        result = inner(self, index, *rest)
+        if index + 1 == step:
+            context.stop.on_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Engine, "step", stepping)
+    return context
+
+
+def weights(work: Path, run: str) -> dict[str, torch.Tensor]:
+    place = Workdir(work).run(run).checkpoints
+    return checkpoint.load_tensors(place / checkpoint.names(place)[-1] / checkpoint.MODEL)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: str(f["model"]))
+def test_a_task_goes_all_the_way_with_each_family(
+    prepared: Path, family: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, name = KINDS[prepared.name], str(family["model"])
+    values = {**family, "steps": 3, "width": 16, "dropout": 0.1, "batch_size": 6}
+    train(prepared, name, **values)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        train(prepared, f"{name}-cut", stopped_at(patch, 2), **values)
+    train(prepared, f"{name}-cut", **values)
+    assert final_bytes(prepared, f"{name}-cut") == final_bytes(prepared, name)
+
+    document = evaluate(prepared, name).document
+    split = Workdir(prepared).read_data()["splits"]["test"]
+    assert {m["n"] for m in document["metrics"].values()} == {split["units"]}
+    assert document["metrics"]["loss"]["value"] > 0
+    assert document["baselines"]
+    receipt = deploy(prepared, name).receipt
+    assert receipt["bigmodel"]["proof"] == "passed"
+    assert receipt["bigmodel"]["greedy_tokens"] == receipt["bigmodel"]["greedy_identical"] > 0
+
+    predictor = Predictor(Workdir(prepared).run(name).bundle, "cpu", 1)
+    defaults = {"max_tokens": 4} if "max_tokens" in predictor.task.fields else {}
+    lines = [json.dumps({"id": 7, **kind.request}), json.dumps({"id": 8, **kind.bad}), "no JSON"]
+    good, bad, none = predictor.answer_lines([line.encode() for line in lines], defaults)
+    assert set(good) == {"id", *kind.gives}
+    assert (good["id"], bad["id"]) == (7, 8)
+    assert set(bad["error"]) == set(none["error"]) == {"code", "message", "hint"}
+    # an answer does not depend on what else is asked at the same time
+    other = [json.dumps({"id": 7, **kind.request}).encode()] * 3
+    assert [a for a in predictor.answer_lines(other, defaults) if set(a) == set(good)] == [good] * 3
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: str(f["model"]))
+def test_micro_batches_do_not_change_an_update(prepared: Path, family: dict[str, Any]) -> None:
+    """Sums divided by the update's own number of terms: 1 × 8, 2 × 4 and 8 × 1 rows are one."""
+    found = []
+    for micro in (8, 4, 1):
+        run = f"{family['model']}-m{micro}"
+        train(prepared, run, micro_batch=micro, steps=2, optimizer="adamw", precision="fp32",
+              batch_size=8, width=16, **family)  # fmt: skip
+        found.append(weights(prepared, run))
+    for other in found[1:]:
+        for name, tensor in found[0].items():
+            torch.testing.assert_close(tensor, other[name], atol=5e-5, rtol=5e-3)
+
+
+def test_every_task_is_tried() -> None:
+    assert set(KINDS) == set(TABLE)
