@@ -137,7 +137,8 @@ class Recommendation(Task):
         unseen = f", {new:,} of them not in training" if new else ""
         return f"{len(self.names):,} items{unseen}; the most popular is `{self.names[0]}`"
 
-    def encode(self, units: pa.RecordBatch) -> Columns:
+    def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
+        del ledger
         import numpy as np
         import pyarrow.compute as pc
 

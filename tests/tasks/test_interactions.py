@@ -185,7 +185,7 @@ def test_without_timestamps_the_order_is_that_of_the_file(tmp_path: Path) -> Non
     rows = [("b", "y"), ("a", "x"), ("b", "x"), ("b", "y")]
     work, events = tmp_path / "work", Events()
     source = write(tmp_path / "rows.csv", rows, "user,item")
-    prepare(work, source, min_count=1, val="0", test="0", context=events.context())
+    prepare(work, source, min_count=1, val="0", test="0", told=events.context())
     assert units(work, "train") == [([], ["y", "x", "y"]), ([], ["x"])]
     assert "no timestamps" in events.notes
 
@@ -193,7 +193,7 @@ def test_without_timestamps_the_order_is_that_of_the_file(tmp_path: Path) -> Non
 def test_ties_in_time_are_told(tmp_path: Path) -> None:
     events = Events()
     source = write(tmp_path / "rows.csv", [("a", "x", 1), ("a", "y", 1), ("a", "z", 2)])
-    prepare(tmp_path / "work", source, min_count=1, context=events.context(), val="0", test="0")
+    prepare(tmp_path / "work", source, min_count=1, told=events.context(), val="0", test="0")
     assert "1 of 3 interactions have the same user and time" in events.notes
 
 
