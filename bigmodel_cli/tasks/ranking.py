@@ -7,6 +7,7 @@ k statistics.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -87,6 +88,7 @@ def _sums(values: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy(np.append(0.0, np.cumsum(values)))
 
 
+@functools.lru_cache(maxsize=1)
 def _gains(items: int) -> Tensor:
     """Of each statistic of a rank, the sum over the first r ranks: (k − 2, V + 1)."""
     ranks = np.arange(1, items + 1)

@@ -81,6 +81,8 @@ class Recommendation(Task):
     unit_name = "users"
     measure = "interactions"
     kinds: ClassVar[Mapping[str, str]] = dict.fromkeys(COLUMNS, "value")
+    # few interactions and many items: without dropout the best is over after a few epochs
+    defaults: ClassVar[Mapping[str, Any]] = {"cell": "gru", "dropout": 0.5}
     field = "history"
     fields = ("k", "repeat")
 
