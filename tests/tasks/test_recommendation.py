@@ -455,6 +455,16 @@ def test_bad_rows_of_other_formats_are_counted(
     empty.fails("prepare", name, "--task", "recommendation", "--min-count", "1", code=4, says=says)
 
 
+def test_lines_of_other_files_that_are_cut_short_are_counted(empty: Cli) -> None:
+    (empty.cwd / "ratings.dat").write_bytes(b"a::x::5::1\na::y\na::y::5::2\na::z::5::\xff\n")
+    empty.works("prepare", "ratings.dat", "--header", "user,item,rating,timestamp", "--delimiter",
+                "::", "--min-count", "1", "--val", "0", "--test", "0")  # fmt: skip
+    dropped = empty.manifest()["ledger"]["dropped"]
+    assert {name: entry["where"] for name, entry in dropped.items()} == {
+        "malformed": ["ratings.dat, line 2", "ratings.dat, line 4"]
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [*FAMILIES[:2], {"model": "mlp", "window": 1}],
                          ids=lambda o: o["model"])  # fmt: skip
