@@ -116,7 +116,10 @@ class TrainConfig:
     cell: str = option(
         "lstm", "The recurrent cell of an rnn.", choices=("elman", "gru", "lstm"), panel="Model"
     )
-    window: int = option(16, "Tokens that an mlp sees.", minimum=1, maximum=1024, panel="Model")
+    window: int = option(
+        16, "Tokens that an mlp sees; 0: the mean of all so far.", minimum=0, maximum=1024,
+        panel="Model",
+    )  # fmt: skip
     dropout: float = option(
         0.0, "Dropped share of features.", minimum=0, maximum=0.9, panel="Model"
     )
@@ -308,6 +311,12 @@ class PredictConfig:
         maximum=10,
     )
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable).", metavar="TEXT")
+    k: int = option(10, "Items to recommend.", minimum=1, maximum=1000)
+    repeat: bool | None = option(
+        None,
+        "Recommend items of the history, too.",
+        shown_default="as in training",
+    )
     seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
     batch_size: int = option(32, "Requests answered at a time.", minimum=1, maximum=4096)
     precision: str = option(

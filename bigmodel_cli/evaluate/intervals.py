@@ -33,6 +33,9 @@ def bootstrap(
     tail = (1 - LEVEL) / 2
     found: dict[str, tuple[float, float] | None] = {}
     for metric in metrics:
+        if metric.of:  # which are not resampled
+            found[metric.name] = None
+            continue
         values = metric.value(sums)
         values = values[np.isfinite(values)]
         found[metric.name] = (

@@ -129,12 +129,12 @@ def _score(
         rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
         statistics, counts = _statistics(task, model, split, rows, total, context)
     intervals = bootstrap(statistics, metrics, config.seed)
-    figures = _figures(metrics, statistics.sum(0))
+    figures = _figures(metrics, statistics.sum(0), counts)
     baselines: dict[str, dict[str, float | None]] = {}
     train = Split(workdir.data, data["splits"]["train"]["shards"])
     context.emit(Progress("baselines", 0, None, ""))
     for name, predictions in task.baselines(train, split):
-        baselines[name] = _figures(metrics, predictions.statistics.sum(0))
+        baselines[name] = _figures(metrics, predictions.statistics.sum(0), predictions.counts)
     samples = []
     if config.samples:
         context.emit(Progress("samples", 0, None, ""))
@@ -209,8 +209,10 @@ def _statistics(
     return totals, counts
 
 
-def _figures(metrics: Sequence[Metric], sums: NDArray[np.float64]) -> dict[str, float | None]:
-    values = {metric.name: float(metric.value(sums)) for metric in metrics}
+def _figures(
+    metrics: Sequence[Metric], sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
+) -> dict[str, float | None]:
+    values = {m.name: float(m.value(counts[m.of] if m.of else sums)) for m in metrics}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

@@ -69,9 +69,12 @@ class SequenceModel(nn.Module):
         """(V, D): what the last layer is multiplied by."""
         return self.embed.weight if self.head is None else self.head.weight  # type: ignore[return-value]
 
-    def _logits(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (…, V) of what `features` gives (…, D): of some positions, where all are many."""
         return F.linear(x, self.table) if self.head is None else self.head(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.logits(self.norm(x))
 
     def forward(
         self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None,

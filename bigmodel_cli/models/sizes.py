@@ -135,7 +135,7 @@ class ModelConfig:
         elif self.shape.picture:
             body = L * (2 * self.shape.context * self.mixing + 2 * D * H + 2 * D)
         else:
-            body = self.window * D * D + L * (2 * D * H + D)
+            body = max(1, self.window) * D * D + L * (2 * D * H + D)
         embed = V * D
         if self.shape.picture:
             kernels = self.shape.picture.convolutions(D)
@@ -277,7 +277,7 @@ def row_bytes(config: ModelConfig) -> int:
         layer = 4 * 14 * D
     else:
         layer = 4 * (4 * D + 3 * H)
-    extra = 8 * config.window * D if config.family == "mlp" else 0
+    extra = 8 * (config.window * D or T) if config.family == "mlp" else 0
     if picture := config.shape.picture:
         kernels = picture.convolutions(D)
         extra = 16 * sum(part.outputs * part.positions for part in kernels) // T

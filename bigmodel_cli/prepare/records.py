@@ -101,8 +101,8 @@ class Records:
 
     def take(self) -> Iterator[Rows]:
         """What was collected since the last time, if anything was."""
-        numbers = self.numbers
-        if numbers:
+        numbers = np.array(self.numbers)  # which a task may keep, to say where a row was
+        if len(numbers):
             arrays = [
                 pa.array(column, pa.large_binary() if kind == "file" else pa.large_string())
                 for column, kind in zip(self.columns.values(), self.kinds, strict=True)

@@ -338,7 +338,7 @@ def _check(
         reasons = _reasons(ledger)
         raise DataError(
             "nothing is left to train on" + (f": {reasons}" if reasons else ""),
-            "check the source, --column and --min-chars",
+            "check the source, --column, and --min-chars or --min-count",
         )
     _check_loss(config, ledger)
     for split, count in units.items():

@@ -36,6 +36,7 @@ TABLE = {
     "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
     "translation": "bigmodel_cli.tasks.translation:Translation",
     "image-classification": "bigmodel_cli.tasks.image_classification:ImageClassification",
+    "recommendation": "bigmodel_cli.tasks.recommendation:Recommendation",
 }
 GREEDY = Sampling()
 TASK_FILE = "task.json"
@@ -111,12 +112,14 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A function of summed statistics (…, k) → (…)."""
+    """A function of summed statistics (…, k) → (…). of: the count (see Predictions) that it is a
+    function of instead: then it has no interval, and does not judge checkpoints."""
 
     name: str
     higher_is_better: bool
-    value: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    value: Callable[[NDArray[Any]], NDArray[np.float64]]
     ignores: tuple[str, ...] = ()  # keys of the protocol that do not matter for it
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def text_field(document: Mapping[str, Any], field: str) -> str:
     prompt = document.get(field)
     if not isinstance(prompt, str):
         raise DataError(
-            f"`{field}` must be text, but is `{_shown(prompt)}`", f'for example {{"{field}": "…"}}'
+            f"`{field}` must be text, but is `{shown(prompt)}`", f'for example {{"{field}": "…"}}'
         )
     try:
         prompt.encode()
@@ -74,12 +74,12 @@ def number_field(
     if not right or not low <= value <= high:  # which not a number never is
         kind = "a whole number" if whole else "a number"
         raise DataError(
-            f"`{name}` must be {kind} from {low:g} to {high:g}, but is `{_shown(value)}`"
+            f"`{name}` must be {kind} from {low:g} to {high:g}, but is `{shown(value)}`"
         )
     return value  # type: ignore[no-any-return]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "…"
 

@@ -161,7 +161,8 @@ class Engine:
                     predictions = self.task.predict(self.model, batch.to(self.device))
                 sums += predictions.statistics.sum(0)
         sums = np.array(parallel.total(*sums))
-        values = {metric.name: float(metric.value(sums)) for metric in self.task.metrics()}
+        metrics = [metric for metric in self.task.metrics() if not metric.of]
+        values = {metric.name: float(metric.value(sums)) for metric in metrics}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

@@ -21,6 +21,7 @@ KINDS = [
     ("rnn", {"cell": "gru"}),
     ("rnn", {"cell": "lstm"}),
     ("mlp", {"window": 5}),
+    ("mlp", {"window": 0}),
 ]
 
 
@@ -46,7 +47,7 @@ def make(
 def test_the_formula_counts_the_weights(family: str, size: str) -> None:
     shape = Shape(1000, 64, causal=True)
     with torch.device("meta"):
-        for options in ({}, {"tie": False}, {"cell": "gru"}):
+        for options in ({}, {"tie": False}, {"cell": "gru"}, {"window": 0}):
             config = model_config(family, size, shape, **options)  # type: ignore[arg-type]
             model = SequenceModel(config)
             assert sum(p.numel() for p in model.parameters()) == config.parameters
