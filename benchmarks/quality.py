@@ -3,10 +3,11 @@
     python benchmarks/quality.py --data FOLDER                  all of them
     python benchmarks/quality.py --data FOLDER sst2 sms digits  those
 
-FOLDER holds sst2/ (stsa.binary.train, .dev, .test), sms_spam/SMSSpamCollection, digits/digits.csv.gz,
+FOLDER holds sst2/stsa.binary.train (.dev, .test), sms_spam/SMSSpamCollection, digits/digits.csv.gz,
 fashion_mnist/ (IDX), multi30k/ (gzipped lines), movielens100k/ml-100k.inter, beauty/Beauty.txt and
-alpaca_demo/alpaca_en_demo.json. Budgets are in epochs, so that a slow machine gives the same figures.
-Settings and checkpoints were chosen on validation data; each test split is scored once for each seed.
+alpaca_demo/alpaca_en_demo.json. Budgets are in epochs, so that a slow machine gives the same
+figures. Settings and checkpoints were chosen on validation data; each test split is scored once
+for each seed.
 """
 
 from __future__ import annotations
@@ -189,9 +190,8 @@ def multi30k(data: Path, folder: Path, seeds: int) -> list[Figure]:
                  "--column", f"target={target}", "--vocab-size", "8192")  # fmt: skip
         bigmodel(work, "train", *TRANSLATION)
         document = bigmodel(work, "evaluate", "--samples", "0")
-        signature = document["protocol"]["bleu"]
-        figures.append(Figure(f"Multi30k {pair}, BLEU ({signature})", [value(document, "bleu")], goal,
-                              published[pair]))  # fmt: skip
+        name = f"Multi30k {pair}, BLEU ({document['protocol']['bleu']})"
+        figures.append(Figure(name, [value(document, "bleu")], goal, published[pair]))
     return figures
 
 
