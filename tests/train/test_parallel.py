@@ -20,7 +20,8 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import StoppedError, UsageError
 from bigmodel_cli.train import parallel
 from tests.conftest import environment
-from tests.stages import ROOT, TINY, log
+from tests.stages import ROOT, TINY, log, prepare
+from tests.test_tasks import KINDS
 
 FLAGS = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "context": 32}.items()]
 SAME = [*FLAGS, "--optimizer", "adamw", "--precision", "fp32", "--device", "cpu", "--threads", "1"]
@@ -166,3 +167,16 @@ def test_alone_every_number_is_ones_own() -> None:
     values: list[Any] = [parallel.total(1, 2.5), parallel.told(3.0), parallel.any_(False)]
     assert values == [[1, 2.5], 3.0, False]
     assert parallel.lead(lambda: "mine") == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_two_ranks_make_the_updates_of_one_for_every_task(tmp_path: Path, name: str) -> None:
+    kind = KINDS[name]
+    work = tmp_path / "w"
+    prepare(work, kind.source(tmp_path), val="0.2", test="0.2", **kind.options)
+    flags = [*(flag for flag in SAME if "context" not in flag), "--steps", "3", "--dropout", "0"]
+    for run, ranks in (("two", 2), ("one", 1)):
+        code, _, err = train(work, *flags, "--run", run, ranks=ranks)
+        assert code == 0, err
+    alike(work, "two", "one")
