@@ -303,6 +303,13 @@ class PredictConfig:
     top_p: float = option(
         1.0, "Draw among the likeliest tokens of this total probability.", minimum=0, maximum=1
     )
+    beam: int = option(5, "Translations searched side by side; 1 is greedy.", minimum=1, maximum=64)
+    length_penalty: float = option(
+        1.0,
+        "Favours long translations: the power of the length that a log probability is divided by.",
+        minimum=0,
+        maximum=10,
+    )
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable).", metavar="TEXT")
     k: int = option(10, "Items to recommend.", minimum=1, maximum=1000)
     repeat: bool | None = option(

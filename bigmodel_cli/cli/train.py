@@ -16,7 +16,8 @@ from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
 from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import task_class, task_keys, task_options
+from bigmodel_cli.tasks import task_class
+from bigmodel_cli.tasks.keys import task_keys, task_options
 
 HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.models.sequence import SequenceModel
-    from bigmodel_cli.tasks import Task
+    from bigmodel_cli.tasks import Request, Task
 
 TEXTS = 4
 CONTINUATION = 32
@@ -56,7 +56,7 @@ def compare(
             total += len(a)
     result = {
         "texts": len(inputs),
-        "tokens": sum(each[min(each)].shape[1] for each in inputs),
+        "tokens": sum(_length(each, reference) for each in inputs),
         "largest_logit_difference": largest,
         "greedy_tokens": total,
         "greedy_identical": same,
@@ -68,6 +68,29 @@ def compare(
             "the bundle was not written; please report it",
         )
     return result
+
+
+def _length(inputs: Mapping[str, Tensor], model: SequenceModel) -> int:
+    """The positions of a row: of a picture, as many as the model cuts it into."""
+    tokens = inputs.get("tokens_BT")
+    return model.config.shape.context if tokens is None else tokens.shape[1]
+
+
+def answers(
+    task: Task, reference: SequenceModel, again: SequenceModel, requests: Sequence[Request]
+) -> dict[str, int]:
+    """Compares whole answers. Raises BigmodelError when they are not the same."""
+    ours, theirs = (
+        {index: whole for index, _, whole in task.answer(model, requests) if whole is not None}
+        for model in (reference, again)
+    )
+    same = sum(ours[index] == theirs.get(index) for index in ours)
+    if same < len(requests):
+        raise BigmodelError(
+            f"the bundle does not answer as the checkpoint does: {same} of {len(requests)} answers "
+            "are the same", "the bundle was not written; please report it",
+        )  # fmt: skip
+    return {"answers": len(requests), "answers_identical": same} if requests else {}
 
 
 def greedy(model: SequenceModel) -> Continue:

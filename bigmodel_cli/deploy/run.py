@@ -215,6 +215,7 @@ def _receipt(
         "bigmodel": {
             "proof": "passed",
             **receipt.compare(model, proof.inputs, again, receipt.greedy(again), "the bundle"),
+            **receipt.answers(task, model, again, proof.requests),
         },
     }
     if portable:

@@ -131,7 +131,7 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
         parts.append("<h2>Samples</h2><p class=soft>What was asked is bold, then comes the "
                      "model's answer; below it, what was really there.</p>")  # fmt: skip
         parts += [
-            f"<pre><b>{escape(s['prompt'])}</b>{escape(s['output'].removeprefix(s['prompt']))}"
+            f"<pre>{_picture(s)}<b>{escape(s['prompt'])}</b>{escape(s['output'].removeprefix(s['prompt']))}"
             f"<br><br><span class=soft>really: {escape(s['reference'])}</span></pre>"
             for s in document["samples"]
         ]
@@ -171,6 +171,12 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
         f"<title>{escape(document['run'])}: evaluation</title><style>{STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
+
+
+def _picture(sample: Mapping[str, str]) -> str:
+    if "picture" not in sample:
+        return ""
+    return f"<img alt='' height=112 src='{escape(sample['picture'], quote=True)}'><br>"
 
 
 def _table(header: list[str], body: list[list[str]]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
-from bigmodel_cli.tasks import Metric, Task, load_task
+from bigmodel_cli.tasks import Metric, Predictions, Task, load_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +64,8 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         previous = manifest.read_json(
             Path(config.against), "earlier evaluation", "give --against an evaluation.json"
         )
-    rules = gates.parse(config.require, task.metrics(), previous is not None)
+    metrics = (*task.answer_metrics(), *task.metrics())
+    rules = gates.parse(config.require, metrics, previous is not None)
     with lock(place.folder):
         if place.read_config() != known:
             raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
@@ -82,7 +84,7 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         if document is None:
             document = _score(config, task, path, known, data, workdir, context)
             document |= {"fingerprint": print_, "weights": recipe["weights"]}
-        document["gates"] = gates.judge(rules, task.metrics(), document, previous)
+        document["gates"] = gates.judge(rules, metrics, document, previous)
         if shown != document["gates"] or not place.report.exists():
             from bigmodel_cli.evaluate.report import html
 
@@ -120,7 +122,7 @@ def _score(
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     model = build(ModelConfig.from_json(known["model"]), weights, str(path)).to(device)
     split = Split(workdir.data, data["splits"][config.split]["shards"])
-    metrics = task.metrics()
+    metrics = (*task.answer_metrics(), *task.metrics())
     precision = known["resolved"]["precision"]  # what it was trained in
     total = data["splits"][config.split]["tokens"]
     with autocast(device, precision):
@@ -180,19 +182,30 @@ def _statistics(
 
     totals = np.zeros((len(split), len(task.statistics)))
     counts: dict[str, NDArray[np.int64]] = {}
-    done = 0
     device = model.device
-    for batch in task.scoring(split, rows):
-        with torch.inference_mode():
-            predictions = task.predict(model, batch.to(device))
+
+    def scored() -> Iterator[Predictions]:
+        done = 0
+        for batch in task.scoring(split, rows):
+            with torch.inference_mode():
+                yield task.predict(model, batch.to(device))
+            done += batch.terms
+            context.emit(Progress("score", min(done, total), total, task.measure))
+
+    def answered() -> Iterator[Predictions]:
+        done = 0
+        for predictions in task.answers(model, split):
+            yield predictions
+            done += len(predictions.units)
+            context.emit(Progress("answer", done, len(split), task.unit_name))
+
+    for predictions in itertools.chain(scored(), answered()):
         for column in range(totals.shape[1]):
             totals[:, column] += np.bincount(
                 predictions.units, predictions.statistics[:, column], minlength=len(split)
             )
         for name, count in predictions.counts.items():
             counts[name] = counts[name] + count if name in counts else count
-        done += batch.terms
-        context.emit(Progress("score", min(done, total), total, task.measure))
     return totals, counts
 
 

@@ -82,8 +82,12 @@ class FeedForward(nn.Module):
             x_BTD = x_BTD + self.dropout(down(F.silu(up(norm(x_BTD)))))
         return x_BTD
 
-    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
-        """The window does not reach beyond a segment; None: each row is one segment."""
+    def forward(
+        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
+    ) -> Tensor:
+        """The window does not reach beyond a segment; None: each row is one segment. A
+        prefix is read as all else."""
+        del prefix_B
         T, W = x_BTD.shape[1], self.config.window
         if not W:
             return self._blocks(mean_so_far(x_BTD, segments_BT, self.config.shape.causal))
@@ -98,7 +102,10 @@ class FeedForward(nn.Module):
             shifted.append(part)
         return self._blocks(torch.cat(shifted, -1))
 
-    def start(self, slots: int, device: torch.device, dtype: torch.dtype) -> Window | Mean:
+    def start(
+        self, slots: int, room: int, device: torch.device, dtype: torch.dtype
+    ) -> Window | Mean:
+        del room
         if not self.config.window:
             zero = torch.zeros(slots, dtype=torch.long, device=device)
             return Mean(torch.zeros(slots, self.config.width, device=device, dtype=dtype), zero)

@@ -19,7 +19,9 @@ ARCHITECTURE = "Qwen3ForCausalLM"
 
 def fits(config: ModelConfig) -> bool:
     """Whether the model is of the form that the architecture describes."""
-    return config.family == "transformer" and config.shape.causal and not config.shape.classes
+    shape = config.shape
+    plain = shape.causal and not shape.classes and not shape.prefix
+    return config.family == "transformer" and plain
 
 
 def _layer_names(config: ModelConfig) -> list[tuple[str, list[tuple[str, int]]]]:

@@ -58,8 +58,12 @@ class Recurrent(nn.Module):
                         weight.normal_(std=config.width**-0.5)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
-        """The state starts anew where a segment does; None: each row is one segment."""
+    def forward(
+        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
+    ) -> Tensor:
+        """The state starts anew where a segment does; None: each row is one segment. A
+        prefix is read as all else."""
+        del prefix_B
         if segments_BT is None:
             for norm, cell in zip(self.norms, self.cells, strict=True):
                 x_BTD = x_BTD + self.dropout(cell(norm(x_BTD))[0])
@@ -83,7 +87,8 @@ class Recurrent(nn.Module):
             x_PD = x_PD + self.dropout(y.data)
         return x_PD[order.argsort()].view(B, T, D)
 
-    def start(self, slots: int, device: torch.device, dtype: torch.dtype) -> Hidden:
+    def start(self, slots: int, room: int, device: torch.device, dtype: torch.dtype) -> Hidden:
+        del room
         parts = 2 if self.config.cell == "lstm" else 1
         zero = torch.zeros(1, slots, self.config.width, device=device, dtype=dtype)
         return Hidden([(zero,) * parts for _ in self.cells])

@@ -1,6 +1,6 @@
 """A model: embed → backbone → head, the same whatever the family.
 
-Legend: B batch, T time, D width, V vocabulary, C classes.
+Legend: B batch, T time, D width, V vocabulary, C classes (of pixels: channels), H and W pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.models import fused
 from bigmodel_cli.models.embed import RMSNorm
 from bigmodel_cli.models.mlp import FeedForward
+from bigmodel_cli.models.picture import Mixer, Stem
 from bigmodel_cli.models.rnn import Recurrent
 from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.models.transformer import Transformer
@@ -34,22 +35,27 @@ class State(Protocol):
 
 
 class SequenceModel(nn.Module):
-    """Tokens in; out comes a distribution over the vocabulary at each position, or, of a shape
-    with classes, one over these for each row."""
+    """Tokens or pictures in; out comes a distribution over the vocabulary at each position, or, of
+    a shape with classes, one over these for each row."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         vocabulary, width = config.shape.vocabulary, config.width
-        self.embed = nn.Embedding(vocabulary, width)
-        self.backbone = BACKBONES[config.family](config)
+        picture = config.shape.picture
+        self.embed = Stem(picture, width) if picture else nn.Embedding(vocabulary, width)
+        kind = Mixer if picture and config.family == "mlp" else BACKBONES[config.family]
+        self.backbone = kind(config)
         self.norm = RMSNorm(width)
+        # a classifier sees few rows, so what it sees of them is dropped, too
+        self.dropout = nn.Dropout(config.dropout if config.shape.classes else 0.0)
         classes = config.shape.classes
         self.head: nn.Module | None = None
         if not config.tied:
             self.head = nn.Linear(width, classes or vocabulary, bias=classes > 0)
         with torch.no_grad():
-            self.embed.weight.normal_(std=0.02)
+            if isinstance(self.embed, nn.Embedding):
+                self.embed.weight.normal_(std=0.02)
             for name, weight in self.head.named_parameters() if self.head is not None else ():
                 weight.zero_() if name == "bias" else weight.normal_(std=0.02)
 
@@ -70,40 +76,54 @@ class SequenceModel(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         return self.logits(self.norm(x))
 
-    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V), or (B, C). Positions of different segments in one row do not see each
-        other; without segments each row is one. A row's class is that of its first segment."""
+    def forward(
+        self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None, pixels_BCHW: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Logits (B, T, V), or (B, C), of tokens or of pixels. Positions of different segments in
+        one row do not see each other; without segments each row is one. A row's class is that of
+        its first segment. The first `prefix_B` positions of each row see each other, too, in a
+        transformer."""
+        given = tokens_BT if pixels_BCHW is None else pixels_BCHW
+        assert given is not None, "tokens or pixels"
         if self.config.shape.classes:
-            x_BTD = self.features(tokens_BT, segments_BT)
+            x_BTD = self.features(given, segments_BT)
             if segments_BT is None:
-                return self.head(x_BTD.mean(1))  # type: ignore[no-any-return, misc]
+                return self.head(self.dropout(x_BTD.mean(1)))  # type: ignore[no-any-return, misc]
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
             mean_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
-            return self.head(mean_BD)  # type: ignore[no-any-return, misc]
-        return self._logits(self.backbone(self.embed(tokens_BT), segments_BT))
+            return self.head(self.dropout(mean_BD))  # type: ignore[no-any-return, misc]
+        return self._logits(self.backbone(self.embed(given), segments_BT, prefix_B))
 
-    def features(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """The normed last layer (B, T, D)."""
-        return self.norm(self.backbone(self.embed(tokens_BT), segments_BT))  # type: ignore[no-any-return]
+    def features(
+        self, given: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
+    ) -> Tensor:
+        """The normed last layer (B, T, D) of tokens or pixels."""
+        x_BTD = self.dropout(self.embed(given))
+        return self.norm(self.backbone(x_BTD, segments_BT, prefix_B))  # type: ignore[no-any-return]
 
     def loss_sum(
-        self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None
-    ) -> Tensor:
+        self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The sum of −log p(target) in nats over the positions whose target is not negative."""
-        x_MD = self.features(tokens_BT, segments_BT).flatten(0, 1)
+        x_MD = self.features(tokens_BT, segments_BT, prefix_B).flatten(0, 1)
         targets_M = targets_BT.flatten()
         real = targets_M >= 0
         if real.device.type == "cpu" and not real.all():  # where one need not wait to know it
             x_MD, targets_M = x_MD[real], targets_M[real]
         return fused.cross_entropy(x_MD, self.table, targets_M)
 
-    def start(self, slots: int) -> State:
-        """The empty state of `slots` independent texts, for `extend`. Causal models only."""
-        return self.backbone.start(slots, self.device, self.embed.weight.dtype)  # type: ignore[no-any-return, operator]
+    def start(self, slots: int, room: int | None = None) -> State:
+        """The empty state of `slots` independent texts, for `extend`, each of at most `room` tokens
+        (else of the context). Causal models only."""
+        room = min(room or self.config.shape.context, self.config.shape.context)
+        return self.backbone.start(slots, room, self.device, self.embed.weight.dtype)  # type: ignore[no-any-return, operator]
 
     def extend(self, state: State, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Appends tokens (rows padded on the right, `lengths_B` ≥ 1 of each valid) and gives the
-        logits (B, V) after each row's last valid token. At most `context` tokens in all."""
+        logits (B, V) after each row's last valid token. At most `context` tokens in all. What an
+        empty state of a shape with `prefix` gets first is the prefix."""
         x_BTD = self.backbone.extend(state, self.embed(tokens_BT), lengths_B)  # type: ignore[operator]
         rows = torch.arange(len(lengths_B), device=lengths_B.device)
         return self._logits(x_BTD[rows, lengths_B - 1])

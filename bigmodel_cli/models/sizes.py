@@ -15,18 +15,72 @@ LONGEST_PRODUCT = 1024
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A square kernel over `inputs` channels, moved by `stride`; `positions`: how many results
+    each of its `outputs` has in a row."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Rows that are pictures of `channels` × `size` × `size` values, which the model sees as a
+    sequence of squares of `patch` a side.
+
+    stem: `patch` makes each square a position by one matrix (Dosovitskiy et al. 2020); `conv` by
+    small kernels that overlap (Xiao et al. 2021).
+    """
+
+    channels: int
+    size: int
+    patch: int
+    stem: str = "patch"
+
+    @property
+    def positions(self) -> int:
+        return (self.size // self.patch) ** 2
+
+    def convolutions(self, width: int) -> list[Convolution]:
+        """From pixels to positions of `width`. Of a `conv` stem the first keeps the size, the
+        others divide it by the prime factors of the patch and add channels."""
+        if self.stem == "patch":
+            return [Convolution(self.channels, width, self.patch, self.patch, self.positions)]
+        strides, rest = [1], self.patch
+        while rest > 1:
+            strides.append(next(n for n in range(2, rest + 1) if rest % n == 0))
+            rest //= strides[-1]
+        strides += [1] * (len(strides) == 1)
+        found, inputs, side = [], self.channels, self.size
+        for number, stride in enumerate(strides, 1):
+            outputs = max(8, width >> (len(strides) - number)) if number < len(strides) else width
+            side //= stride
+            kernel = max(3, stride | 1)  # odd, so that the middle of each is its place
+            found.append(Convolution(inputs, outputs, kernel, stride, side * side))
+            inputs = outputs
+        return found
+
+
+@dataclass(frozen=True)
 class Shape:
     """What a task asks of a model.
 
     vocabulary: number of token ids in and out; context: the longest row in tokens;
     causal: whether position t may see only positions ≤ t; classes: if any, a row is one of them,
-    and the model gives their logits, not its tokens'.
+    and the model gives their logits, not its tokens'; prefix: whether rows of a causal model begin
+    with a part that a transformer sees both ways; picture: what rows are instead of tokens, if
+    anything.
     """
 
     vocabulary: int
     context: int
     causal: bool
     classes: int = 0
+    prefix: bool = False
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +109,15 @@ class ModelConfig:
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> ModelConfig:
         """Raises KeyError or TypeError for a document that is none."""
-        return ModelConfig(**{**document, "shape": Shape(**document["shape"])})
+        shape = Shape(**document["shape"])
+        if isinstance(shape.picture, Mapping):
+            shape = dataclasses.replace(shape, picture=Picture(**shape.picture))
+        return ModelConfig(**{**document, "shape": shape})
+
+    @property
+    def mixing(self) -> int:
+        """Features inside of the part of a Mixer that mixes positions."""
+        return max(16, self.hidden // 4)
 
     @property
     def parameters(self) -> int:
@@ -70,10 +132,22 @@ class ModelConfig:
             part = D if self.shape.causal else D // 2
             directions = 1 if self.shape.causal else 2
             body = L * (directions * gates * (D * part + part * part + 2 * part) + D)
+        elif self.shape.picture:
+            body = L * (2 * self.shape.context * self.mixing + 2 * D * H + 2 * D)
         else:
             body = max(1, self.window) * D * D + L * (2 * D * H + D)
-        outer = V * D + (D + 1) * C if C else V * D * (1 if self.tied else 2)
-        return body + D + outer
+        embed = V * D
+        if self.shape.picture:
+            kernels = self.shape.picture.convolutions(D)
+            embed = self.shape.context * D + sum(_weights(kernel) for kernel in kernels)
+            embed += sum(2 * kernel.outputs for kernel in kernels[:-1])  # of their norms
+        if C:
+            return body + D + embed + (D + 1) * C
+        return body + D + embed * (1 if self.tied else 2)
+
+
+def _weights(kernel: Convolution) -> int:
+    return kernel.inputs * kernel.outputs * kernel.kernel**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +159,15 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How the most likely text is searched for. beam: texts that go on side by side, of which 1 is
+    greedy; penalty: the power α of the length by which a text's log probability is divided."""
+
+    beam: int = 5
+    penalty: float = 1.0
 
 
 # width, layers, heads: about 1, 4, 11, 42 and 124 million weights with small vocabularies
@@ -170,6 +253,13 @@ def flops_per_token(config: ModelConfig) -> float:
     attention over the mean number of positions seen. Training takes 3 times as many."""
     lookup = 0 if config.tied else config.shape.vocabulary * config.width
     flops = 2.0 * (config.parameters - lookup)
+    picture, T = config.shape.picture, config.shape.context
+    if picture:  # whose weights do not each multiply once for a position
+        kernels = picture.convolutions(config.width)
+        flops += 2.0 * sum(_weights(part) * (part.positions / T - 1) for part in kernels)
+        flops -= 2.0 * T * config.width  # its places are added
+        if config.family == "mlp":
+            flops += 4.0 * config.layers * config.mixing * (config.width - T)
     if config.family == "transformer":
         seen = config.shape.context / (2 if config.shape.causal else 1)
         flops += 4.0 * config.layers * config.width * seen
@@ -188,5 +278,10 @@ def row_bytes(config: ModelConfig) -> int:
     else:
         layer = 4 * (4 * D + 3 * H)
     extra = 8 * (config.window * D or T) if config.family == "mlp" else 0
+    if picture := config.shape.picture:
+        kernels = picture.convolutions(D)
+        extra = 16 * sum(part.outputs * part.positions for part in kernels) // T
+        if config.family == "mlp":
+            layer += 4 * (4 * D + 3 * config.mixing * D // T)
     logits = 0 if config.shape.classes else 14 * config.shape.vocabulary
     return T * (config.layers * layer + extra + logits)

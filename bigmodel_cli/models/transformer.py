@@ -33,9 +33,16 @@ class Cache:
 
     def select(self, indices: Tensor) -> None:
         """Keeps, repeats or reorders slots."""
-        self.keys = [k[indices] for k in self.keys]
-        self.values = [v[indices] for v in self.values]
         self.lengths_B = self.lengths_B[indices]
+        held = int(self.lengths_B.max()) if len(indices) else 0
+
+        def chosen(store_BKSH: Tensor) -> Tensor:
+            new = store_BKSH.new_zeros(len(indices), *store_BKSH.shape[1:])
+            new[:, :, :held] = store_BKSH[:, :, :held][indices]
+            return new
+
+        self.keys = [chosen(k) for k in self.keys]
+        self.values = [chosen(v) for v in self.values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,26 +166,34 @@ class Transformer(nn.Module):
         for block in self.blocks:
             block.compile(dynamic=False)
 
-    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
-        """Positions see those of their own segment only; None: each row is one segment."""
+    def forward(
+        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
+    ) -> Tensor:
+        """Positions see those of their own segment only; None: each row is one segment. Those of a
+        prefix are seen by the whole row."""
         B, T, _ = x_BTD.shape
         causal = self.config.shape.causal
         mask = None
         if segments_BT is not None:
             mask = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
-        elif x_BTD.device.type == "cpu" and T <= LONGEST_PRODUCT:
-            mask = torch.ones(B, 1, T, T, dtype=torch.bool)  # so that `attend` has one form
-        if causal and mask is not None:
-            mask = mask & torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
+        elif prefix_B is not None or (x_BTD.device.type == "cpu" and T <= LONGEST_PRODUCT):
+            # without a prefix: so that `attend` has one form
+            mask = torch.ones(B, 1, T, T, dtype=torch.bool, device=x_BTD.device)
         positions = torch.arange(T, device=x_BTD.device)[None]
+        if causal and mask is not None:
+            seen = torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
+            if prefix_B is not None:
+                seen = seen | (positions < prefix_B[:, None])[:, None, None]
+                causal = False  # for `attend`: the mask says more
+            mask = mask & seen
         rotary = self._rotary(positions, x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, rotary, mask, causal)
         return x_BTD
 
-    def start(self, slots: int, device: torch.device, dtype: torch.dtype) -> Cache:
+    def start(self, slots: int, room: int, device: torch.device, dtype: torch.dtype) -> Cache:
         config = self.config
-        shape = (slots, config.kv_heads, config.shape.context, config.head_width)
+        shape = (slots, config.kv_heads, room, config.head_width)
         empty = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * config.layers)]
         return Cache(
             empty[: config.layers],
@@ -193,7 +208,8 @@ class Transformer(nn.Module):
     def extend(self, cache: Cache, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
         """Appends `lengths_B` positions to each slot (rows padded on the right)."""
         T = x_BTD.shape[1]
-        context = self.config.shape.context
+        room = cache.keys[0].shape[2]
+        prefix = self.config.shape.prefix and cache.even == 0
         new_T = torch.arange(T, device=x_BTD.device)
         mask = None
         if cache.even is not None and bool((lengths_B == T).all()):  # all slots are alike
@@ -206,10 +222,11 @@ class Transformer(nn.Module):
             real_BT = new_T < lengths_B[:, None]
             slots = torch.arange(len(x_BTD), device=x_BTD.device)[:, None].expand_as(real_BT)
             put = (slots[real_BT], slice(None), positions_BT[real_BT])
-            places = Places(put, min(context, int(cache.lengths_B.max()) + T), real_BT)
+            places = Places(put, min(room, int(cache.lengths_B.max()) + T), real_BT)
         if T > 1 or cache.even is None:
             keys_S = torch.arange(places.end, device=x_BTD.device)
-            mask = keys_S <= positions_BT[:, None, :, None]
+            last_BT = lengths_B[:, None] - 1 if prefix else positions_BT
+            mask = keys_S <= last_BT[:, None, :, None]
         rotary = self._rotary(positions_BT, x_BTD)
         for layer, block in enumerate(self.blocks):
             kept = cache.keys[layer], cache.values[layer], places

@@ -54,7 +54,7 @@ def task_for(
         return task_class(config.task)
     found: dict[str, str] = {}
     if layout.header or all(source.hub or source.kind != "text" for source in sources):
-        found = columns(sources[0], layout)
+        found = columns(next((s for s in sources if s.records), sources[0]), layout)
     # a column that goes by another name is known by the one that it is given
     found |= {n: found.get(c, "string") for n, c in wanted_columns(config.column).items()}
     names = [source.name for source in sources]

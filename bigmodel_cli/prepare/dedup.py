@@ -115,7 +115,8 @@ def assign(
         elif units.rows is not None:  # whose task has split them
             splits = np.zeros(len(hashes), np.int8)
         else:
-            splits = split_of(hashes, shares["val"], shares["test"], seed)
+            drawn = hashes if units.groups is None else digests(units.groups)
+            splits = split_of(drawn, shares["val"], shares["test"], seed)
         yield from _cut(units.table, hashes, units.sizes, splits, fresh)
     held.close()
     if waiting:

@@ -1,7 +1,8 @@
 """Any source, as batches of rows of bounded size.
 
 Files (.jsonl, .csv, .tsv, .parquet hold records, and .json where documents are no rows; all else
-is text, one document a file), folders, globs, standard input, hub data sets; also .gz and .zst.
+is text, one document a file), pictures, folders, globs, standard input, hub data sets; also .gz
+and .zst.
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 import pyarrow as pa
 
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare import pictures, sources
+from bigmodel_cli.prepare.aligned import lines
 from bigmodel_cli.prepare.delimited import delimited
 from bigmodel_cli.prepare.records import ARROW, Choose, hub, json_list, jsonl, parquet
 from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
 from bigmodel_cli.tasks import Rows
 
 READERS = {"jsonl": jsonl, "json": json_list, "csv": delimited, "tsv": delimited,
-           "parquet": parquet}  # fmt: skip
+           "parquet": parquet, "idx": pictures.arrays, "numpy": pictures.arrays}  # fmt: skip
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 
 
@@ -46,6 +49,43 @@ class _Enough(Exception):  # noqa: N818 (no error)
     pass
 
 
+def read_all(
+    sources: Sequence[Source], choose: Choose, layout: Layout, ledger: Ledger,
+    advance: Callable[[int], None],
+) -> Iterator[Rows]:  # fmt: skip
+    """The rows of all sources, in order. Pictures that follow each other come together; where other
+    sources hold records, these say which pictures are rows."""
+    told = not layout.documents and any(source.records for source in sources)
+    for (alone, _), group in itertools.groupby(
+        sources, lambda s: (s.kind == "image" and not layout.documents, s.split)
+    ):
+        if not alone:
+            for source in group:
+                yield from read(source, choose, layout, ledger, advance)
+        elif not told:
+            yield from pictures.files(list(group), choose, layout, advance)
+
+
+def named_files(source: Source, choose: Choose, layout: Layout) -> set[str]:
+    """The paths in a source's columns of files, as they are written there: what is behind them is
+    part of the source."""
+    if "file" not in layout.kinds.values() or not source.records or source.hub:
+        return set()
+    types = columns(source, layout)
+    chosen = choose(types, f"`{source.name}`") if types else {}
+    names = [name for name, column in chosen.items()
+             if layout.kinds.get(name) == "file" and types[column] == "string"]  # fmt: skip
+    if not names:
+        return set()
+    kinds = {**layout.kinds, **dict.fromkeys(names, "path")}
+    found: set[str] = set()
+    for rows in read(source, choose, dataclasses.replace(layout, kinds=kinds), Ledger(),
+                     lambda _: None):  # fmt: skip
+        for name in names:
+            found.update(path for path in rows.table.column(name).to_pylist() if path)
+    return {path for path in found if not path.startswith("data:")}
+
+
 def read(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
@@ -53,9 +93,12 @@ def read(
 
     Raises DataError for a file that cannot be read to its end.
     """
-    text = source.kind == "text" or (source.kind == "json" and layout.documents)
+    as_text = ("json", "image", "idx", "labels", "numpy") if layout.documents else ()
+    text = source.kind in ("text", *as_text)
     try:
-        if source.hub:
+        if source.columns:
+            yield from lines(source, choose, layout, ledger, advance)
+        elif source.hub:
             yield from hub(source, choose, layout)
         elif layout.header and source.kind in ("text", "csv", "tsv"):
             yield from delimited(source, choose, layout, ledger, advance)
@@ -67,7 +110,9 @@ def read(
                 "if it has columns, name them: --header label,text --delimiter '\\t'; "
                 "or leave it out with --exclude",
             )
-        else:
+        elif source.kind == "image":
+            yield from pictures.files([source], choose, layout, advance)
+        elif source.kind != "labels":  # which are read with their pictures
             yield from READERS[source.kind](source, choose, layout, ledger, advance)
     except (EOFError, zlib.error, gzip.BadGzipFile, *ARROW) as error:
         raise DataError(

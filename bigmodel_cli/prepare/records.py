@@ -7,6 +7,7 @@ import functools
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from bigmodel_cli.tasks.clean import as_column
 
 LONGEST_ROW = 1 << 30
 BLOCK = 1 << 20  # bytes of JSON lines that one core parses at once
+FILES = 128  # that are read at once
 SHOWN_ROWS = 100  # of JSON lines, from which columns are chosen
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
@@ -41,7 +43,7 @@ class _Number(float):
 
 def _as_text(value: Any, kind: str) -> str | None:
     """A value as its kind's text. Raises ValueError for what the kind cannot be."""
-    if value is None or (kind == "text" and isinstance(value, str)):
+    if value is None or (kind in ("text", "path") and isinstance(value, str)):
         return value
     if kind == "json":
         return json.dumps(value, ensure_ascii=False)
@@ -55,6 +57,20 @@ def _as_text(value: Any, kind: str) -> str | None:
     raise ValueError
 
 
+def _as_file(value: Any, folder: Path) -> bytes | None:
+    """The bytes that a value holds, is a data: URI of, or is the path to; None where there are
+    none. Raises ValueError for what is neither."""
+    from bigmodel_cli.tasks.pixels import read_file, read_uri
+
+    if isinstance(value, Mapping):  # of a hub data set
+        value = value.get("bytes") or value.get("path")
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError
+    return read_uri(value) if value.startswith("data:") else read_file(folder / value)
+
+
 class Records:
     """Records as they are collected, by the task's names for the columns that it chose."""
 
@@ -66,24 +82,31 @@ class Records:
         self._clear()
 
     def _clear(self) -> None:
-        self.columns: dict[str, list[str | None]] = {name: [] for name in self.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in self.names}
         self.numbers: list[int] = []
         self.size = 0
 
     def add(self, values: Sequence[Any], number: int) -> None:
         """One record: a value for each chosen column, and its line. Raises ValueError for a value
         that is not of its kind, or half of a surrogate pair (which is a ValueError, too)."""
-        texts = [_as_text(value, kind) for value, kind in zip(values, self.kinds, strict=True)]
-        self.size += sum(len(text.encode()) for text in texts if text is not None)
-        for column, text in zip(self.columns.values(), texts, strict=True):
-            column.append(text)
+        found = [self.value(value, kind) for value, kind in zip(values, self.kinds, strict=True)]
+        self.size += sum(len(v.encode() if isinstance(v, str) else v) for v in found if v)
+        for column, each in zip(self.columns.values(), found, strict=True):
+            column.append(each)
         self.numbers.append(number)
+
+    def value(self, value: Any, kind: str) -> str | bytes | None:
+        """A value as its kind wants it. Raises ValueError."""
+        return _as_file(value, self.source.folder) if kind == "file" else _as_text(value, kind)
 
     def take(self) -> Iterator[Rows]:
         """What was collected since the last time, if anything was."""
         numbers = np.array(self.numbers)  # which a task may keep, to say where a row was
         if len(numbers):
-            arrays = [pa.array(column, pa.large_string()) for column in self.columns.values()]
+            arrays = [
+                pa.array(column, pa.large_binary() if kind == "file" else pa.large_string())
+                for column, kind in zip(self.columns.values(), self.kinds, strict=True)
+            ]
             self._clear()
             yield self.rows(arrays, numbers.__getitem__)
 
@@ -114,7 +137,7 @@ def jsonl(
             if records is None and (found := _keys(chunk)):
                 records = Records(source, choose(found, f"`{source.name}`"), layout)
             lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-            flat = records and "json" not in records.kinds
+            flat = records and not {"json", "file"} & {*records.kinds}
             columns = _parsed(chunk, list(records.names.values())) if records and flat else None
             if records and columns:
                 yield records.rows(columns, functools.partial(int.__add__, begin))
@@ -122,6 +145,8 @@ def jsonl(
                 for number, raw in enumerate(chunk.split(b"\n"), begin):
                     if raw.strip():
                         _add_line(raw, number, records, source.name, ledger)
+                    if records and records.size > 2 * sources.CHUNK:  # lines that name long files
+                        yield from records.take()
                 if records:
                     yield from records.take()
             begin += lines
@@ -275,6 +300,8 @@ def parquet(
         records = Records(source, choose(found, f"`{source.name}`"), layout)
         average = source.path.stat().st_size / file.metadata.num_rows
         count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
+        if "file" in records.kinds:  # whose bytes may be elsewhere
+            count = min(count, FILES)
         names = list(dict.fromkeys(records.names.values()))
         for batch in file.iter_batches(count, columns=names):
             yield _columns(records, batch)
@@ -288,7 +315,10 @@ def _columns(records: Records, batch: Any) -> Rows:
         column = batch.column(name)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
-        if kind == "json" and not _is_text(column.type):
+        if kind == "file":
+            files = [records.value(value, kind) for value in column.to_pylist()]
+            columns.append(pa.array(files, pa.large_binary()))
+        elif kind == "json" and not _is_text(column.type):
             texts = [_as_text(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(texts, pa.large_string()))
         else:

@@ -7,6 +7,7 @@ encodes them into shards. The manifest comes last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import threading
@@ -22,7 +23,8 @@ from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageErro
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
 from bigmodel_cli.prepare.asked import escaped, fraction, task_for, wanted_columns
-from bigmodel_cli.tasks import Rows, Task, save_task, task_class, task_options
+from bigmodel_cli.tasks import Rows, Task, save_task, task_class
+from bigmodel_cli.tasks.keys import task_options
 
 FEW_UNITS = 30
 
@@ -72,7 +74,8 @@ def run(
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         cache = HashCache(workdir.data)
-        inputs = [_describe(source, cache, context) for source in sources]
+        choose = _chooser(task, wanted)
+        inputs = [_describe(source, choose, layout, cache, context) for source in sources]
         cache.save()
         recipe = {
             "stage": "prepare",
@@ -95,6 +98,11 @@ def run(
         return Prepared(built, fresh=False)
 
 
+def _chooser(task: Task, wanted: Mapping[str, str]) -> Any:
+    """Which of a source's columns the task reads."""
+    return lambda found, where: task.columns(found, wanted, where)
+
+
 def _options(config: PrepareConfig) -> dict[str, Any]:
     kept = identity(config)
     del kept["sources"], kept["exclude"], kept["max_loss"]  # what they select is in the inputs
@@ -106,7 +114,11 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     return kept
 
 
-def _describe(source: Any, cache: HashCache, context: Context) -> dict[str, Any]:
+def _describe(
+    source: Any, choose: Any, layout: Any, cache: HashCache, context: Context
+) -> dict[str, Any]:
+    """What a source is to the fingerprint; `files`: those that its rows name."""
+    from bigmodel_cli.prepare.readers import named_files
     from bigmodel_cli.prepare.sources import load_hub
 
     if source.path is None:
@@ -117,11 +129,20 @@ def _describe(source: Any, cache: HashCache, context: Context) -> dict[str, Any]
         digest = cache.sha256(source.path)
     except OSError as error:
         raise DataError(f"`{source.path}` cannot be read: {error.strerror}") from None
-    return {"name": source.name, "split": source.split, "sha256": digest}
+    found = {"name": source.name, "split": source.split, "sha256": digest}
+    named: dict[str, str | None] = {}
+    for name in sorted(named_files(source, choose, layout)):
+        with contextlib.suppress(OSError, ValueError):
+            path = source.folder / name
+            named[name] = cache.sha256(path) if path.is_file() else None
+    return {**found, "files": manifest.fingerprint(named)} if named else found
 
 
 def _keyed(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {**recipe, "inputs": {item["name"]: item["sha256"] for item in recipe["inputs"]}}
+    """A recipe with its inputs by name, for people to be told what differs."""
+    inputs = {item["name"]: item["sha256"] for item in recipe["inputs"]}
+    files = {item["name"]: item["files"] for item in recipe["inputs"] if "files" in item}
+    return {**recipe, "inputs": inputs, **({"named files": files} if files else {})}
 
 
 def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
@@ -171,6 +192,7 @@ def _build(
 ) -> dict[str, Any]:  # fmt: skip
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import ShardWriter
+    from bigmodel_cli.prepare.aligned import together
     from bigmodel_cli.prepare.dedup import SPLITS, assign
     from bigmodel_cli.prepare.spool import Spool
 
@@ -184,7 +206,8 @@ def _build(
         for name in ("val", "test")
     }
     # test and val come first, so that a duplicate is dropped from the train split
-    ordered = sorted(sources, key=lambda s: -SPLITS.index(s.split or "train"))
+    whole = together(sources) if task.aligned and not layout.header else sources
+    ordered = sorted(whole, key=lambda s: -SPLITS.index(s.split or "train"))
     rows = _read(ordered, task, wanted, layout, ledger, context)
     units = task.units(rows, ledger, shares)
     held = Spool(workdir.data / f"{manifest.TEMPORARY}held")
@@ -274,10 +297,11 @@ def _read(
     sources: Sequence[Any], task: Task, wanted: Mapping[str, str], layout: Any, ledger: Any,
     context: Context,
 ) -> Iterator[Rows]:  # fmt: skip
-    from bigmodel_cli.prepare.readers import read
+    from bigmodel_cli.prepare.readers import read_all
 
-    total = sum(s.path.stat().st_size for s in sources if s.path) or None
-    compressed = any(s.path and s.path.suffix in (".gz", ".zst") for s in sources)
+    paths = [part.path for s in sources for part in s.columns.values() or [s] if part.path]
+    total = sum(path.stat().st_size for path in paths) or None
+    compressed = any(path.suffix in (".gz", ".zst") for path in paths)
     done = 0
 
     def advance(count: int) -> None:
@@ -285,11 +309,7 @@ def _read(
         done += count
         context.emit(Progress("read", done, None if compressed else total, "B"))
 
-    def choose(found: Mapping[str, str], where: str) -> dict[str, str]:
-        return task.columns(found, wanted, where)
-
-    for source in sources:
-        yield from read(source, choose, layout, ledger, advance)
+    yield from read_all(sources, _chooser(task, wanted), layout, ledger, advance)
 
 
 def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:

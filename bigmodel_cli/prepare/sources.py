@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from bigmodel_cli.artifacts.manifest import storage
+from bigmodel_cli.artifacts.manifest import TEMPORARY, storage
 from bigmodel_cli.errors import DataError, ResourceError, UsageError
 
 CHUNK = 8 << 20  # bytes of rows in one batch
@@ -32,9 +32,12 @@ RECORDS = {
     ".inter": "tsv",  # of RecBole, whose header has types
     ".json": "json",
 }
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ARRAYS = {".npy": "numpy", ".npz": "numpy"}
+IDX = re.compile(r"[-.]idx([1-4])-ubyte$")
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test",
+    "dev": "val", "test": "test", "t10k": "test",
 }  # fmt: skip
 
 
@@ -44,7 +47,7 @@ class Layout:
 
     separator: between the documents of a text file. header: the names of the columns, for
     delimited files that have no header; delimiter: between columns, or "" for the usual one.
-    kinds: of columns, see Task; documents: whether what holds no records is a row.
+    kinds: of columns, see Task; documents: whether what holds no records is a row, as text.
     """
 
     separator: str = ""
@@ -57,17 +60,60 @@ class Layout:
 @dataclass(frozen=True)
 class Source:
     """One input: a file (`path`), or a split of a hub data set (`hub`). `name` is for people and
-    for the fingerprint, so it is relative to what the user named. `split`: what it is named for."""
+    for the fingerprint, so it is relative to what the user named. `split`: what it is named for.
+    `columns`: of aligned files, which `path` is the first of."""
 
     name: str
     path: Path | None
     hub: str = ""
     split: str | None = None
+    columns: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def kind(self) -> str:
+        """A reader's name; `labels` for what belongs to the pictures beside it."""
         suffixes = [s.lower() for s in Path(self.name).suffixes if s.lower() not in (".gz", ".zst")]
-        return RECORDS.get(suffixes[-1] if suffixes else "", "text")
+        suffix = suffixes[-1] if suffixes else ""
+        if suffix in PICTURES:
+            return "image"
+        if dimensions := IDX.search(_unpacked(self.name).lower()):
+            return "idx" if dimensions.group(1) in "34" else "labels"
+        if suffix == ".npy" and self.path and _labels_of(self.path):
+            return "labels"
+        return ARRAYS.get(suffix) or RECORDS.get(suffix, "text")
+
+    @property
+    def records(self) -> bool:
+        """Whether it holds rows that name their columns."""
+        return bool(self.hub) or self.kind in RECORDS.values()
+
+    @property
+    def folder(self) -> Path:
+        """What the paths in it are relative to."""
+        spooled = self.path is None or self.path.name.startswith(TEMPORARY)
+        return Path() if spooled or self.path is None else self.path.parent
+
+
+def _unpacked(name: str) -> str:
+    return name.removesuffix(".gz").removesuffix(".zst")
+
+
+def companion(path: Path) -> Path | None:
+    """Where the labels of a file of pictures are: what is called `labels` where it says `images`,
+    compressed or not; None if it does not say that."""
+    if "images" not in path.name:
+        return None
+    name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+    plain = _unpacked(name)
+    found = (path.with_name(other) for other in (name, plain, plain + ".gz", plain + ".zst"))
+    return next((other for other in found if other.is_file()), path.with_name(name))
+
+
+def _labels_of(path: Path) -> bool:
+    """Whether an array's file holds the labels of another."""
+    return "labels" in path.name and path.with_name(
+        path.name.replace("labels", "images")
+    ).is_file()  # fmt: skip
 
 
 def find(
@@ -86,12 +132,21 @@ def find(
         for source in _expand(pattern, exclude, spool):
             if own and source.path and source.path != spool and _within(source.path, own):
                 continue
-            found.setdefault(str(source.path.resolve() if source.path else source.hub), source)
+            for each in (source, *_beside(source)):
+                found.setdefault(str(each.path.resolve() if each.path else each.hub), each)
     if not found:
         raise DataError(
             "nothing to read in " + ", ".join(f"`{p}`" for p in patterns), "check --exclude"
         )
     return list(found.values())
+
+
+def _beside(source: Source) -> Iterator[Source]:
+    """The labels of a file of pictures, which are part of it, named or not."""
+    if source.path and source.kind in ("idx", "numpy"):
+        path = companion(source.path)
+        if path and path.is_file():
+            yield Source((Path(source.name).parent / printable(path.name)).as_posix(), path)
 
 
 def printable(name: str) -> str:
@@ -154,16 +209,16 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Sourc
 def recognise_splits(sources: Sequence[Source]) -> list[Source]:
     """Marks what is named train, val or test, if something is named train and something else
     val or test; otherwise a name means nothing."""
-    marked = [
-        Source(s.name, s.path, s.hub, _named_split(s.name) if s.path else None) for s in sources
-    ]
+    marked = [Source(s.name, s.path, s.hub, _named_split(s) if s.path else None) for s in sources]
     splits = {source.split for source in marked}
     return marked if "train" in splits and splits & {"val", "test"} else list(sources)
 
 
-def _named_split(name: str) -> str | None:
-    *folders, file = name.lower().split("/")
+def _named_split(source: Source) -> str | None:
+    *folders, file = source.name.lower().split("/")
     stem = re.split(r"[.\-_]", file)[0]
+    if source.kind == "image":  # whose folder is its class
+        stem, folders = "", folders[:-1]
     return next((SPLIT_NAMES[p] for p in (stem, *reversed(folders)) if p in SPLIT_NAMES), None)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
-from bigmodel_cli.models.sizes import Sampling
-from bigmodel_cli.options import Key, identity, keys
+from bigmodel_cli.models.sizes import Sampling, Search
+from bigmodel_cli.options import identity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,8 @@ TABLE = {
     "language": "bigmodel_cli.tasks.language:Language",
     "chat": "bigmodel_cli.tasks.chat:Chat",
     "text-classification": "bigmodel_cli.tasks.text_classification:TextClassification",
+    "translation": "bigmodel_cli.tasks.translation:Translation",
+    "image-classification": "bigmodel_cli.tasks.image_classification:ImageClassification",
     "recommendation": "bigmodel_cli.tasks.recommendation:Recommendation",
 }
 GREEDY = Sampling()
@@ -58,8 +60,8 @@ class Units:
     """Cleaned units: `table` is what `encode` gets, `keys` decides split and sameness.
 
     sizes: bytes in each unit, (n,) int64. split: whose they are, or None if their hashes decide
-    it; strata: then each of these values is split by itself. rows: how many of the ledger's rows
-    each unit stands for, (n,) int64, or None for one.
+    it; groups: then units of one value stay together; strata: or each value is split by itself.
+    rows: how many of the ledger's rows each unit stands for, (n,) int64, or None for one.
     """
 
     table: pa.RecordBatch
@@ -68,6 +70,7 @@ class Units:
     split: str | None
     where: Callable[[int], str]
     strata: pa.Array | None = None
+    groups: pa.Array | None = None
     rows: NDArray[np.int64] | None = None
 
 
@@ -141,10 +144,11 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class Proof:
     """Inputs of the model, each a batch of one, and the texts, or dialogues, that they are the
-    first tokens of."""
+    first tokens of; requests whose answers have to be the same, where these say more."""
 
     inputs: list[Mapping[str, Tensor]]
     texts: list[Any] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ class Request:
     max_tokens: int = 0
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
+    search: Search | None = None
 
 
 class Task(ABC):
@@ -165,14 +170,19 @@ class Task(ABC):
     Options: ClassVar[type]
     unit_name: ClassVar[str]  # what an example is, in the plural
     measure: ClassVar[str] = "tokens"  # what the first ragged field of an example holds
+    positions: ClassVar[str] = "tokens"  # what a row of the model's consists of
     # the columns (`*`: all others) that are no plain text: `value` is also a number, `json`
-    # anything, as JSON
+    # anything, as JSON; a `file` is its bytes, where a source holds these, a data: URI, or the path
+    # to it
     kinds: ClassVar[Mapping[str, str]] = {}
     documents: ClassVar[bool] = False  # whether a file that holds no records is a row
+    aligned: ClassVar[bool] = False  # or whether such files are columns, line by line
     defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
     # those of `predict` that a request may set beside
     fields: ClassVar[tuple[str, ...]] = ()
+    # whether requests may name files of this machine: only where its own user asks
+    opens_files = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -284,6 +294,16 @@ class Task(ABC):
     def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
         """The statistics of a scoring batch."""
 
+    def answer_metrics(self) -> Sequence[Metric]:
+        """Those of `answers`: they come first in an evaluation."""
+        return ()
+
+    def answers(self, model: SequenceModel, split: Split) -> Iterator[Predictions]:
+        """The statistics of whole answers to a split, beside those of `scoring`, for which they are
+        0: too slow to write to judge a checkpoint while training."""
+        del model, split
+        return iter(())
+
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """What makes two figures comparable, beside the data."""
@@ -296,7 +316,8 @@ class Task(ABC):
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
-        """Some of what was held out, for people to read: `prompt`, `output` and `reference`."""
+        """Some of what was held out, for people to read: `prompt`, `output` and `reference`, and
+        `picture`, a data: URI, if there is one to show."""
 
     @abstractmethod
     def proof(self, split: Split, count: int) -> Proof:
@@ -326,32 +347,6 @@ def task_class(name: str) -> type[Task]:
         raise UsageError(f"--task is `{name}`", did_you_mean(name, TABLE))
     module, _, attribute = TABLE[name].partition(":")
     return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-
-
-def task_keys(stage: str, names: Iterable[str] = TABLE) -> list[Key]:
-    """The options that tasks add to a stage's command; one key that several share is one."""
-    merged: dict[str, Key] = {}
-    for name in names:
-        for key in keys(task_class(name).Options, stage):
-            merged.setdefault(key.name, key)
-    return list(merged.values())
-
-
-def task_options(kind: type[Task], stage: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's own options of a stage, where nothing was said by its defaults.
-
-    Raises UsageError for an option that belongs to another task.
-    """
-    own = {key.name: key for key in keys(kind.Options, stage)}
-    for name in said:
-        if name not in own:
-            others = [t for t in TABLE if name in {k.name for k in task_keys(stage, [t])}]
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} is no option of the task `{kind.name}`",
-                f"it belongs to {', '.join(others)}; see --task" if others else "leave it out",
-            )
-    return {name: said.get(name, key.default) for name, key in own.items()}
 
 
 def save_task(task: Task, folder: Path) -> None:

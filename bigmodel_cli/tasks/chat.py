@@ -7,6 +7,7 @@ lose their oldest turns, counted in the ledger. Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks.dialogues import CHATML
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.tasks.dialogues import Message
+    from bigmodel_cli.tasks.overlap import Overlap
     from bigmodel_cli.tasks.packing import WholePlan
 
 START, END = "<|im_start|>", "<|im_end|>"
+MOST_TOKENS = 256  # of a reply that is judged
+TOGETHER = 16  # replies written at a time, to be judged
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,6 @@ class ChatOptions(TokenizerOptions):
     )  # fmt: skip
 
 
-def _places(batch: Rows, places: list[int]) -> Callable[[int], str]:
-    return lambda unit: batch.where(places[unit])
-
-
 class Chat(TextTask):
     name = "chat"
     Options = ChatOptions
@@ -54,20 +55,14 @@ class Chat(TextTask):
     kinds: ClassVar[Mapping[str, str]] = {"messages": "json"}
     field = "messages"
     fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
-
-    @property
-    def chat_template(self) -> str:  # type: ignore[override]
-        from bigmodel_cli.tasks.dialogues import CHATML
-
-        return CHATML
+    chat_template = CHATML
 
     @property
     def _end(self) -> int:
         return self._special(END)
 
     def _special(self, text: str) -> int:
-        names: dict[str, int] = {n: token for token, n in self.tokenizer.specials.items()}
-        return names[text]
+        return {name: token for token, name in self.tokenizer.specials.items()}[text]  # type: ignore[no-any-return]
 
     @property
     def ends(self) -> list[int]:
@@ -110,37 +105,13 @@ class Chat(TextTask):
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
     ) -> Iterator[Units]:
-        import numpy as np
-        import pyarrow as pa
-
         from bigmodel_cli.tasks import dialogues
 
         del shares
         for batch in rows:
-            names = [n for n in batch.table.schema.names if n not in ("follows", "ends", "row")]
-            kept: list[str] = []
-            sizes: list[int] = []
-            places: list[int] = []
-            for place, row in enumerate(batch.table.select(names).to_pylist()):
-                size = sum(len(text.encode()) for text in row.values() if text)
-                ledger.came_in(1, size)
-                found, reason = dialogues.messages(row)
-                if found is None:
-                    ledger.drop(reason, size, batch.where(place))
-                    continue
-                rest = dialogues.size(found)
-                if size > rest:  # what is not said: JSON around it, space, a turn without reply
-                    ledger.remove("markup", size - rest, batch.where(place))
-                kept.append(json.dumps(found, ensure_ascii=False))
-                sizes.append(min(rest, size))
-                places.append(place)
-            if kept:
-                column = pa.array(kept, pa.large_string())
-                yield Units(
-                    pa.RecordBatch.from_arrays([column], names=["messages"]), column,
-                    np.array(sizes, np.int64), batch.split,
-                    _places(batch, places),
-                )  # fmt: skip
+            units = dialogues.units(batch, ledger)
+            if units is not None:
+                yield units
 
     def fit(
         self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
@@ -222,9 +193,16 @@ class Chat(TextTask):
 
     # evaluate --------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _chrf(self) -> Overlap:
+        from bigmodel_cli.tasks.overlap import chrf
+
+        return chrf(4)
+
     @property
     def statistics(self) -> tuple[str, ...]:
-        return ("nats", "tokens", "bytes", "correct")
+        return ("nats", "tokens", "bytes", "correct",
+                *(f"chrf {place}" for place in range(self._chrf.size)))  # fmt: skip
 
     def metrics(self) -> Sequence[Metric]:
         import math
@@ -239,6 +217,9 @@ class Chat(TextTask):
             loss,
             ratio("next_token_accuracy", 3, 1, higher_is_better=True),
         )  # fmt: skip
+
+    def answer_metrics(self) -> Sequence[Metric]:
+        return [self._chrf.metric()]
 
     def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
         import numpy as np
@@ -269,12 +250,47 @@ class Chat(TextTask):
         count = len(batch.targets)
         columns = [np.bincount(rows, values, count) for values in (nats, np.ones(len(nats)))]
         columns += [batch.extra["sizes"], np.bincount(rows, correct, count)]
-        return Predictions(batch.extra["units"], np.stack(columns, 1).astype(np.float64))
+        statistics = np.zeros((count, len(self.statistics)))
+        statistics[:, :4] = np.stack(columns, 1)
+        return Predictions(batch.extra["units"], statistics)
+
+    def _asked(self, split: Split) -> tuple[NDArray[np.int64], list[list[Message]], list[str]]:
+        """The units that end with a reply, what precedes it, and the reply."""
+        import numpy as np
+
+        found = [(unit, self._dialogue(split, unit)) for unit in range(len(split))]
+        found = [(unit, d) for unit, d in found if len(d) > 1 and d[-1]["role"] == "assistant"]
+        units = np.array([unit for unit, _ in found], np.int64)
+        return units, [d[:-1] for _, d in found], [d[-1]["content"] for _, d in found]
+
+    def judge(
+        self, units: NDArray[np.int64], replies: Sequence[str], references: Sequence[str]
+    ) -> Predictions:
+        """The statistics of replies as such."""
+        import numpy as np
+
+        statistics = np.zeros((len(units), len(self.statistics)))
+        if len(units):
+            statistics[:, 4:] = self._chrf.counts(replies, references)
+        return Predictions(units, statistics)
+
+    def answers(self, model: SequenceModel, split: Split) -> Iterator[Predictions]:
+        units, prompts, references = self._asked(split)
+        order = sorted(range(len(units)), key=lambda i: sum(len(m["content"]) for m in prompts[i]))
+        for first in range(0, len(order), TOGETHER):
+            part = order[first : first + TOGETHER]
+            requests = [Request(prompts[i], MOST_TOKENS) for i in part]
+            replies = {i: last["message"]["content"]
+                       for i, _, last in self.answer(model, requests) if last}  # fmt: skip
+            yield self.judge(units[part], [replies[i] for i in range(len(part))],
+                             [references[i] for i in part])  # fmt: skip
 
     def protocol(self) -> dict[str, Any]:
         return {
             "window": self.options.context, "tokenization": self.tokenizer.signature,
             "scored": "the assistant's turns, each with its end", "template": "ChatML",
+            "replies": f"greedy, to each dialogue's last turn, at most {MOST_TOKENS} tokens",
+            self._chrf.name: self._chrf.signature,
             "bytes": "UTF-8 bytes of the replies",
         }  # fmt: skip
 
@@ -282,22 +298,31 @@ class Chat(TextTask):
         import numpy as np
 
         from bigmodel_cli.tasks.ngram import Unigram
+        from bigmodel_cli.tasks.packing import BASELINE, generator
+        from bigmodel_cli.tasks.replies import MOST, exchanges, most_common, nearest
 
         replies = [
             np.concatenate([tokens[:1], tokens[1:][learned[1:] > 0]])
             for tokens, learned in (self._unit(train, unit) for unit in range(len(train)))
         ]
         model = Unigram(replies, self.tokenizer.size)
-        statistics = np.zeros((len(split), 4))
+        statistics = np.zeros((len(split), len(self.statistics)))
         for unit in range(len(split)):
             tokens, learned = self._unit(split, unit)
             told = tokens[1:][learned[1:] > 0]
             if len(told):
                 sequence = np.concatenate([tokens[:1], told]).astype(np.int64)
                 right = model.most_likely(sequence) == told
-                statistics[unit] = (-model.log_probabilities(sequence).sum(), len(told),
+                statistics[unit, :4] = (-model.log_probabilities(sequence).sum(), len(told),
                                     split.column("bytes")[unit], right.sum())  # fmt: skip
         yield "unigram", Predictions(np.arange(len(split)), statistics)
+        units, prompts, references = self._asked(split)
+        chosen = generator(BASELINE, 0).permutation(len(train))[:MOST].tolist()
+        known = exchanges([self._dialogue(train, unit) for unit in chosen])
+        common = [most_common(known)] * len(units)
+        yield "most_common_reply", self.judge(units, common, references)
+        near = list(nearest(known, [prompt[-1]["content"] for prompt in prompts]))
+        yield "nearest_prompt", self.judge(units, near, references)
 
     @staticmethod
     def _unit(split: Split, unit: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -347,29 +372,10 @@ class Chat(TextTask):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.dialogues import joined
-        from bigmodel_cli.tasks.requests import generation, text_field
+        from bigmodel_cli.tasks.dialogues import requested
+        from bigmodel_cli.tasks.requests import generation
 
-        given = document.get("messages")
-        if isinstance(given, str):  # on the command line: what the user says
-            given = [{"role": "user", "content": text_field(document, "messages")}]
-        example = 'for example {"messages": [{"role": "user", "content": "…"}]}'
-        if not isinstance(given, list) or not given:
-            raise DataError("`messages` must be a list of messages", example)
-        found: list[Message] = []
-        for place, message in enumerate(given):
-            if not isinstance(message, dict) or message.get("role") not in (
-                "system", "user", "assistant",
-            ):  # fmt: skip
-                raise DataError(f"`messages[{place}]` has no role that is known", example)
-            content = message.get("content")
-            content = joined(content) if isinstance(content, list) else content
-            text = text_field({"content": content}, "content")
-            found.append({"role": message["role"], "content": text.strip()})
-        if found[-1]["role"] == "assistant":
-            raise DataError("the last message is the assistant's: there is nothing to answer",
-                            example)  # fmt: skip
-        return generation(document, found)
+        return generation(document, requested(document.get("messages")))
 
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]

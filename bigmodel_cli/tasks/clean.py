@@ -92,51 +92,82 @@ def named_column(
     return chosen
 
 
+class Cleaning:
+    """Rows whose columns of text are being cleaned: which of them are left, and their sizes.
+
+    Control characters are cut out; rows that lack one of the texts, or have an empty one, are
+    dropped.
+    """
+
+    def __init__(self, rows: Rows, ledger: Ledger, names: Sequence[str]) -> None:
+        self.rows, self.ledger, self.names = rows, ledger, names
+        self.texts = [rows.table.column(name) for name in names]
+        count = len(rows.table)
+        self.kept = np.ones(count, bool)  # (n,)
+        missing = np.zeros(count, bool)
+        for place, text in enumerate(self.texts):
+            if text.null_count:
+                missing |= as_array(pc.is_null(text))
+                self.texts[place] = pc.fill_null(text, "")
+        self.sizes = self._sizes()  # (n,) bytes of all texts of a row
+        ledger.came_in(count, int(self.sizes.sum()))
+        self.drop("no_text", missing)
+        dirty = np.zeros(count, bool)
+        for text in self.texts:
+            dirty |= as_array(pc.match_substring_regex(text, CONTROL))
+        if dirty.any():
+            cut = [pc.replace_substring_regex(text, CONTROL, "") for text in self.texts]
+            self.replace("control_characters", cut)
+        for text in self.texts:
+            blank = as_array(pc.equal(pc.binary_length(text), 0)) | as_array(pc.utf8_is_space(text))
+            self.drop("empty", blank)
+
+    def _sizes(self) -> NDArray[np.int64]:
+        sizes: NDArray[np.int64] = np.zeros(len(self.kept), np.int64)
+        for text in self.texts:
+            sizes = sizes + as_array(pc.binary_length(text))
+        return sizes
+
+    def drop(self, reason: str, which: NDArray[np.bool_]) -> None:
+        """Drops rows (n,) of those that are left."""
+        for index in np.flatnonzero(which & self.kept).tolist():
+            self.ledger.drop(reason, int(self.sizes[index]), self.rows.where(int(index)))
+        self.kept &= ~which
+
+    def replace(self, reason: str, texts: Sequence[pa.Array]) -> None:
+        """Takes shorter texts instead; what is missing was removed for this reason."""
+        before, self.texts = self.sizes, list(texts)
+        self.sizes = self._sizes()
+        for index in np.flatnonzero((before != self.sizes) & self.kept).tolist():
+            size = int(before[index] - self.sizes[index])
+            self.ledger.remove(reason, size, self.rows.where(int(index)))
+
+    def units(self, keys: pa.Array, groups: pa.Array | None = None) -> Units | None:
+        """What is left; None if nothing is."""
+        if not self.kept.any():
+            return None
+        rows, places = self.rows, np.flatnonzero(self.kept)
+        chosen = as_column(places)
+        rest = [name for name in rows.table.schema.names if name not in self.names]
+        columns = [*self.texts, *(rows.table.column(name) for name in rest)]
+        table = pa.RecordBatch.from_arrays(
+            [column.take(chosen) for column in columns], names=[*self.names, *rest]
+        )
+        return Units(
+            table, keys.take(chosen), self.sizes[places], rows.split,
+            lambda i: rows.where(int(places[i])),
+            groups=None if groups is None else groups.take(chosen),
+        )  # fmt: skip
+
+
 def clean_text(rows: Rows, ledger: Ledger, shortest: int) -> Units | None:
     """Rows with a column `text` (and `follows`, `ends`: whether it goes on from the row before,
     and whether its document ends with it) as units; None if nothing is left.
 
-    Control characters are cut out; rows without text, empty ones, and whole documents of under
-    `shortest` characters are dropped.
+    Whole documents of under `shortest` characters are dropped.
     """
-    table = rows.table
-    text = table.column("text")
-    count = len(text)
-    missing = np.zeros(count, bool)
-    if text.null_count:
-        missing, text = as_array(pc.is_null(text)), pc.fill_null(text, "")
-    sizes = as_array(pc.binary_length(text))
-    ledger.came_in(count, int(sizes.sum()))
-    kept = np.ones(count, bool)
-
-    def drop(reason: str, which: np.ndarray) -> None:
-        nonlocal kept
-        for index in np.flatnonzero(which & kept).tolist():
-            ledger.drop(reason, int(sizes[index]), rows.where(int(index)))
-        kept &= ~which
-
-    drop("no_text", missing)
-    dirty = as_array(pc.match_substring_regex(text, CONTROL))
-    if dirty.any():
-        text = pc.replace_substring_regex(text, CONTROL, "")
-        smaller = as_array(pc.binary_length(text))
-        for index in np.flatnonzero(dirty & kept).tolist():
-            ledger.remove(
-                "control_characters", int(sizes[index] - smaller[index]), rows.where(int(index))
-            )
-        sizes = smaller
-    drop("empty", (sizes == 0) | as_array(pc.utf8_is_space(text)))
-    whole = as_array(table.column("ends")) & ~as_array(table.column("follows"))
-    drop("too_short", whole & (as_array(pc.utf8_length(text)) < shortest))
-    if not kept.any():
-        return None
-    places = np.flatnonzero(kept)
-    chosen = as_column(places)
-    names = [name for name in table.schema.names if name != "text"]
-    units = pa.RecordBatch.from_arrays(
-        [text.take(chosen), *(table.column(name).take(chosen) for name in names)],
-        names=["text", *names],
-    )
-    return Units(
-        units, units.column("text"), sizes[places], rows.split, lambda i: rows.where(int(places[i]))
-    )
+    cleaning = Cleaning(rows, ledger, ["text"])
+    (text,) = cleaning.texts
+    whole = as_array(rows.table.column("ends")) & ~as_array(rows.table.column("follows"))
+    cleaning.drop("too_short", whole & (as_array(pc.utf8_length(text)) < shortest))
+    return cleaning.units(text)

@@ -12,10 +12,12 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.tasks.clean import cut_control
+from bigmodel_cli.errors import DataError
 
 if TYPE_CHECKING:
+    from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.tokenizer import Tokenizer
+    from bigmodel_cli.tasks import Rows, Units
 
 Message = dict[str, str]
 
@@ -96,8 +98,33 @@ def joined(parts: Sequence[Any]) -> str | None:
     return "".join(whole) if len(whole) == len(texts) else None
 
 
+def requested(given: Any) -> list[Message]:
+    """The messages of a request; a text is what a user says. Raises DataError."""
+    from bigmodel_cli.tasks.requests import text_field
+
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    example = 'for example {"messages": [{"role": "user", "content": "…"}]}'
+    if not isinstance(given, list) or not given:
+        raise DataError("`messages` must be a list of messages", example)
+    found: list[Message] = []
+    for place, message in enumerate(given):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "user", "assistant"):
+            raise DataError(f"`messages[{place}]` has no role that is known", example)
+        content = message.get("content")
+        content = joined(content) if isinstance(content, list) else content
+        text = text_field({"content": content}, "content")
+        found.append({"role": role, "content": text.strip()})
+    if found[-1]["role"] == "assistant":
+        raise DataError("the last message is the assistant's: there is nothing to answer", example)
+    return found
+
+
 def _tidy(found: list[Message]) -> tuple[list[Message] | None, str]:
     """Without control characters, space around, and what nobody answers."""
+    from bigmodel_cli.tasks.clean import cut_control
+
     tidy = [{"role": m["role"], "content": cut_control(m["content"]).strip()} for m in found]
     while tidy and tidy[-1]["role"] != "assistant":
         tidy.pop()
@@ -213,3 +240,35 @@ def shorten(
         text = tokenizer.decode(contents[longest]).strip("\ufffd").strip() or "…"
         last = [*last[:longest], {**last[longest], "content": text}, *last[longest + 1 :]]
     return last
+
+
+def units(batch: Rows, ledger: Ledger) -> Units | None:
+    """Rows as dialogues, one to a unit, in JSON; None if nothing is left of them."""
+    import numpy as np
+    import pyarrow as pa
+
+    from bigmodel_cli.tasks import Units
+
+    names = [name for name in batch.table.schema.names if name not in ("follows", "ends", "row")]
+    kept: list[str] = []
+    sizes: list[int] = []
+    places: list[int] = []
+    for place, row in enumerate(batch.table.select(names).to_pylist()):
+        whole = sum(len(text.encode()) for text in row.values() if text)
+        ledger.came_in(1, whole)
+        found, reason = messages(row)
+        if found is None:
+            ledger.drop(reason, whole, batch.where(place))
+            continue
+        said = min(size(found), whole)
+        if said < whole:  # JSON around it, space, a turn without reply
+            ledger.remove("markup", whole - said, batch.where(place))
+        kept.append(json.dumps(found, ensure_ascii=False))
+        sizes.append(said)
+        places.append(place)
+    if not kept:
+        return None
+    column = pa.array(kept, pa.large_string())
+    table = pa.RecordBatch.from_arrays([column], names=["messages"])
+    return Units(table, column, np.array(sizes, np.int64), batch.split,
+                 lambda unit: batch.where(places[unit]))  # fmt: skip

@@ -24,7 +24,8 @@ from bigmodel_cli.tasks import Batch
 IGNORED = -100  # a target that is no loss term
 MASKED_SHARE = 0.15
 BLOCK = 4096  # sequences that are put together
-ORDER, MASKS, SAMPLES, BASELINE = range(4)  # first keys of streams that must not be the same
+# first keys of streams that must not be the same
+ORDER, MASKS, SAMPLES, BASELINE, AUGMENT = range(5)
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -51,21 +51,22 @@ def generation(document: Mapping[str, Any], prompt: Any) -> Request:
         raise DataError(f"`stop` must be text or a list of at most {MOST_STOPS} texts")
     return Request(
         prompt,
-        int(number(document, "max_tokens", 64, 1, MOST_TOKENS, whole=True)),
+        int(number_field(document, "max_tokens", 64, 1, MOST_TOKENS, whole=True)),
         Sampling(
-            temperature=number(document, "temperature", 0.0, 0, 100),
-            top_k=int(number(document, "top_k", 0, 0, 1 << 31, whole=True)),
-            top_p=number(document, "top_p", 1.0, 0, 1),
-            seed=int(number(document, "seed", 0, 0, (1 << 63) - 1, whole=True)),
+            temperature=number_field(document, "temperature", 0.0, 0, 100),
+            top_k=int(number_field(document, "top_k", 0, 0, 1 << 31, whole=True)),
+            top_p=number_field(document, "top_p", 1.0, 0, 1),
+            seed=int(number_field(document, "seed", 0, 0, (1 << 63) - 1, whole=True)),
         ),
         tuple(stops),
     )
 
 
-def number(
+def number_field(
     document: Mapping[str, Any], name: str, default: float, low: float, high: float,
     whole: bool = False,
 ) -> float:  # fmt: skip
+    """A request's field that has to be a number. Raises DataError."""
     value = document.get(name)
     if value is None:
         return default

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from bigmodel_cli.tasks import Batch
 from bigmodel_cli.tasks.packing import ORDER, generator
 
-BLOCK, CHUNK = 2048, 32  # rows sorted by length, and those of them that stay together
+# rows sorted by length, and those of them that stay together: powers of 2, as micro-batches are
+BLOCK, CHUNK = 2048, 64
 
 
 class ShuffledPlan:

@@ -41,6 +41,11 @@ BASELINE_TEXTS = 100_000  # of training, for TF-IDF
 class TextClassificationOptions(ClassOptions, TokenizerOptions):
     """Options of the task, by stage."""
 
+    token_dropout: float = option(
+        0.1, "Share of a text's tokens that are hidden in training, others in each epoch.",
+        stage="train", minimum=0, maximum=0.9, panel="Optimization",
+    )  # fmt: skip
+
     min_chars: int = option(1, "Drop texts of fewer characters.", stage="prepare", minimum=0)
     context: int = option(
         256, "Tokens of a text that are kept: its first ones.", stage="prepare", minimum=2,
@@ -58,6 +63,9 @@ class TextClassification(TextTask, Classification):
     def __init__(self, options: Any, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
         super().__init__(options, tokenizer)
         self.labels = list(labels)
+
+    def used_specials(self) -> set[int]:
+        return {self.tokenizer.endoftext, self.tokenizer.mask}
 
     # prepare ---------------------------------------------------------------------------------
 
@@ -159,7 +167,30 @@ class TextClassification(TextTask, Classification):
         from bigmodel_cli.tasks.rows import ShuffledPlan
 
         self.weigh(split)
-        return ShuffledPlan(self._lengths(split), seed, lambda e, _: self._batch(split, e))
+
+        def make(examples: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
+            batch = self._batch(split, examples)
+            self._hide(batch.inputs["tokens_BT"], seed, examples, epochs)
+            return batch
+
+        return ShuffledPlan(self._lengths(split), seed, make)
+
+    def _hide(
+        self, tokens_BT: Tensor, seed: int, examples: NDArray[np.int64], epochs: NDArray[np.int64]
+    ) -> None:
+        """Puts `<|mask|>` in the place of some tokens: a function of (seed, epoch, example)."""
+        import torch
+
+        from bigmodel_cli.tasks.packing import MASKS, generator
+
+        share = self.options.token_dropout
+        if not share:
+            return
+        for row, (example, epoch) in enumerate(zip(examples, epochs, strict=True)):
+            random = generator(MASKS, seed, int(epoch), int(example))
+            hidden = torch.from_numpy(random.random(tokens_BT.shape[1]) < share)
+            hidden[0] = False
+            tokens_BT[row, hidden] = self.tokenizer.mask
 
     # evaluate --------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from bigmodel_cli.events import Context
 from bigmodel_cli.models import device as devices
 from bigmodel_cli.models.sizes import ModelConfig, flops_per_token, model_config, row_bytes
 from bigmodel_cli.tasks import Plan, Task
+from bigmodel_cli.tasks.rows import CHUNK
 from bigmodel_cli.train import budget, engine, parallel
 from bigmodel_cli.train.optim import LEARNING_RATES
 from bigmodel_cli.train.origin import Origin, shaped
@@ -66,7 +67,7 @@ def resolve(
     ranks = f"{parallel.world()} ranks of " if parallel.world() > 1 else ""
     context.note(
         f"{model.family} {size}, {model.parameters / 1e6:.1f} M weights; {length.text}; "
-        f"{batch} × {plan.row_tokens:.4g} {task.measure} an update; {resolved['precision']} on "
+        f"{batch} × {plan.row_tokens:.4g} {task.positions} an update; {resolved['precision']} on "
         f"{device.type}, {ranks}{resolved['threads']} threads" + ", compiled" * resolved["compile"]
     )
     return {
@@ -95,7 +96,10 @@ def _batch_size(model: ModelConfig, plan: Plan, device: str) -> int:
     gradients (docs/defaults.md); larger ones want more tokens, and a GPU is idle with few."""
     tokens = TOKENS_PER_UPDATE * max(1.0, model.parameters / 4e6) ** 0.5
     tokens *= 8 if device == "cuda" else 1
-    return int(max(1, min(plan.rows, round(tokens / plan.row_tokens))))
+    rows = max(1, round(tokens / plan.row_tokens))
+    if not plan.even and rows > CHUNK:  # whole ones: see _micro_batch
+        rows = round(rows / CHUNK) * CHUNK
+    return int(min(plan.rows, rows))
 
 
 def _compile(
@@ -145,4 +149,6 @@ def _micro_batch(
         logits = 1 if model.shape.classes else model.shape.vocabulary
         tokens = min(2048, max(1024, LOGITS_BYTES // (2 * logits)))
         most = min(most, max(1, int(tokens // plan.row_tokens)))
+    if not plan.even and batch > most:  # parts of what comes together: less of them is padding
+        return 1 << most.bit_length() - 1
     return -(-batch // -(-batch // most))  # equal parts

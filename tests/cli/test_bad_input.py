@@ -120,7 +120,10 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
     "folder of hidden files": ({"d/.hidden.txt": GOOD}, "d", ["`d`"], ""),
     "folder of binaries": ({"d/x.bin": noise(999)}, "d", ["unreadable", "x.bin"], "source"),
     "binary file": ({"x.bin": b"\x00\x01\x02" * 99}, "x.bin", ["unreadable", "binary"], "source"),
-    "image": ({"x.png": b"\x89PNG\r\n\x1a\n" + noise(99)}, "x.png", ["unreadable"], "source"),
+    "image": (
+        {"x.png": b"\x89PNG\r\n\x1a\n" + noise(99)}, "x.png --task language", ["unreadable"],
+        "source",
+    ),
     "Latin-1": (
         {"l.txt": "Ça commence ici, à côté.".encode("latin-1")}, "l.txt",
         ["unreadable", "l.txt", "not UTF-8 at byte 0"], "source",

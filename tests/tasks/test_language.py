@@ -18,8 +18,9 @@ from bigmodel_cli.artifacts.tokenizer import default_vocabulary, train
 from bigmodel_cli.errors import ArtifactError, DataError, UsageError
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
-from bigmodel_cli.tasks import Rows, load_task, save_task, task_class, task_keys
+from bigmodel_cli.tasks import Rows, load_task, save_task, task_class
 from bigmodel_cli.tasks.clean import clean_text, text_column
+from bigmodel_cli.tasks.keys import task_keys
 from bigmodel_cli.tasks.language import PASSES, Language, LanguageOptions
 from bigmodel_cli.tasks.packing import IGNORED, Sequences
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     Block = tuple[str | None, bool, bool]  # text, whether it follows, whether its document ends
 
 EOT = 0
+
+
+def encoded(made: Language, units: Any) -> Columns:
+    return made.encode(units, Ledger())
 
 
 def task(**options: Any) -> Language:
@@ -60,7 +65,7 @@ def examples(columns: Columns) -> list[list[int]]:
 def split_of(folder: Path, made: Language, parts: Iterable[Sequence[Block]]) -> Split:
     writer = ShardWriter(folder, "val")
     for blocks in parts:
-        writer.add(made.encode(table(blocks)))
+        writer.add(encoded(made, table(blocks)))
     return Split(folder, writer.close())
 
 
@@ -69,7 +74,7 @@ def split_of(folder: Path, made: Language, parts: Iterable[Sequence[Block]]) -> 
 
 def test_endoftext_precedes_every_document_and_is_its_last_target() -> None:
     made = task()
-    columns = made.encode(table([("ab", False, True), ("é", False, True)]))
+    columns = encoded(made, table([("ab", False, True), ("é", False, True)]))
     a, b, c, d = made.tokenizer.encode("abé")
     assert examples(columns) == [[EOT, a, b, EOT], [EOT, c, d, EOT]]
     assert columns.values["start"].tolist() == [1, 1]
@@ -78,8 +83,9 @@ def test_endoftext_precedes_every_document_and_is_its_last_target() -> None:
 
 def test_blocks_that_follow_each_other_are_one_sequence() -> None:
     made = task()
-    columns = made.encode(
-        table([("a", False, False), ("b", True, False), ("c", True, True), ("d", False, True)])
+    columns = encoded(
+        made,
+        table([("a", False, False), ("b", True, False), ("c", True, True), ("d", False, True)]),
     )
     a, b, c, d = made.tokenizer.encode("abcd")
     assert examples(columns) == [[EOT, a], [b], [c, EOT], [EOT, d, EOT]]
@@ -89,7 +95,7 @@ def test_blocks_that_follow_each_other_are_one_sequence() -> None:
 def test_a_gap_begins_a_new_sequence_that_ends_only_where_its_document_does() -> None:
     made = task()
     blocks: list[Block] = [("a", False, False), ("c", True, False), ("d", True, True)]
-    columns = made.encode(table(blocks, rows=[0, 2, 3]))  # block 1 is in another split
+    columns = encoded(made, table(blocks, rows=[0, 2, 3]))  # block 1 is in another split
     a, c, d = made.tokenizer.encode("acd")
     assert examples(columns) == [[EOT, a], [EOT, c], [d, EOT]]
     assert columns.values["start"].tolist() == [1, 1, 0]
@@ -97,7 +103,7 @@ def test_a_gap_begins_a_new_sequence_that_ends_only_where_its_document_does() ->
 
 def test_what_one_call_encodes_is_a_whole() -> None:
     made = task()
-    columns = made.encode(table([("b", True, False), ("c", True, True)], rows=[7, 8]))
+    columns = encoded(made, table([("b", True, False), ("c", True, True)], rows=[7, 8]))
     b, c = made.tokenizer.encode("bc")
     assert examples(columns) == [[EOT, b], [c, EOT]]
 
@@ -118,7 +124,7 @@ def test_layout_of_random_documents_tells_the_documents() -> None:
             for document in documents
             for number, text in enumerate(document)
         ]
-        columns = made.encode(table(blocks))
+        columns = encoded(made, table(blocks))
         stream = [token for example in examples(columns) for token in example]
         expected = []
         for document in documents:
@@ -131,7 +137,7 @@ def test_layout_of_random_documents_tells_the_documents() -> None:
 
 def test_endoftext_spelled_out_is_text() -> None:
     made = task()
-    (tokens,) = examples(made.encode(table([("<|endoftext|>", False, True)])))
+    (tokens,) = examples(encoded(made, table([("<|endoftext|>", False, True)])))
     assert tokens[0] == tokens[-1] == EOT
     assert EOT not in tokens[1:-1]
     assert made.tokenizer.decode(tokens) == "<|endoftext|>"
@@ -143,12 +149,12 @@ def test_a_lossless_tokenizer_has_no_remarks_and_a_lossy_one_has() -> None:
     from bigmodel_cli.artifacts.tokenizer import Tokenizer
 
     made = task()
-    made.encode(table([("naïve", False, True)]))
+    encoded(made, table([("naïve", False, True)]))
     assert made.remarks() == []
     inner = tokenizers.Tokenizer.from_str(made.tokenizer.inner.to_str())
     inner.normalizer = tokenizers.normalizers.StripAccents()
     lossy = Language(LanguageOptions(), Tokenizer(inner))
-    lossy.encode(table([("nai\u0308ve", False, True)]))
+    encoded(lossy, table([("nai\u0308ve", False, True)]))
     (remark,) = lossy.remarks()
     assert "2 bytes" in remark
 
@@ -300,7 +306,7 @@ def test_a_saved_task_loads_as_itself(tmp_path: Path, kind: str) -> None:
     assert again.shape() == made.shape()
     for name in ("tokens", "start", "bytes"):
         np.testing.assert_array_equal(
-            again.encode(texts).values[name], made.encode(texts).values[name]
+            encoded(again, texts).values[name], encoded(made, texts).values[name]
         )
 
 

@@ -1,0 +1,427 @@
+"""Image classification: picture → one of the labels that prepare found.
+
+A unit is a picture with its label; labels are split each by itself. Legend: B rows, C channels,
+S the side of a picture, T positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from bigmodel_cli.artifacts.manifest import read_json, write_json
+from bigmodel_cli.errors import ArtifactError, DataError, UsageError
+from bigmodel_cli.models.sizes import Picture, Shape
+from bigmodel_cli.options import option
+from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks.classification import (
+    LABEL_NAMES,
+    ROWS,
+    Classification,
+    ClassOptions,
+    shown_label,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from bigmodel_cli.artifacts.ledger import Ledger
+    from bigmodel_cli.artifacts.shards import Columns, Split
+    from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.tasks.pixels import Form
+    from bigmodel_cli.tasks.rows import ShuffledPlan
+
+IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "file_name", "filename", "path")
+PICTURES_FILE = "pictures.json"
+SMALL, USUAL = 64, 64  # pictures of up to so many a side stay as they are; others become so
+LOOKED_AT = 512  # pictures by which size and colour are chosen
+TOGETHER = 1024  # pictures that are decoded between two looks at the memory
+SAMPLE_BYTES = 32 << 20  # of pictures as they came, whose values are averaged
+FEWEST = 7  # squares in a row that a picture is cut into
+BASELINE_PICTURES, BASELINE_SIDE, BASELINE_STEPS = 10_000, 32, 100  # of logistic regression
+SURE = -40.0  # the logarithm of a chance for what a baseline does not know
+
+
+@dataclass(frozen=True)
+class ImageClassificationOptions(ClassOptions):
+    """Options of the task, by stage."""
+
+    image_size: int | None = option(
+        None, "Pixels a side that every picture gets.", stage="prepare", minimum=4, maximum=1024,
+        shown_default="the pictures' own up to 64, else 64",
+    )  # fmt: skip
+    color: str = option(
+        "auto", "Whether pictures are grey or coloured.", stage="prepare",
+        choices=("auto", "grey", "rgb"), shown_default="what the first ones are",
+    )  # fmt: skip
+    patch: int | None = option(
+        None, "Pixels a side of the squares that a picture is cut into.", stage="train", minimum=1,
+        maximum=1024, panel="Model", shown_default="the largest that leaves 7 in a row",
+    )  # fmt: skip
+    stem: str = option(
+        "conv", "How squares are read: each by itself, or by small kernels that overlap.",
+        stage="train", choices=("patch", "conv"), panel="Model",
+    )  # fmt: skip
+    shift: int | None = option(
+        None, "Most pixels that a picture is moved by in training.", stage="train", minimum=0,
+        maximum=512, panel="Optimization", shown_default="a 14th of the size",
+    )  # fmt: skip
+    flip: bool = option(
+        False, "Mirror half of the pictures in training.", stage="train", panel="Optimization"
+    )
+    erase: float = option(
+        0.0, "Share of the pictures of which training hides a rectangle.", stage="train", minimum=0,
+        maximum=1, panel="Optimization",
+    )  # fmt: skip
+
+
+class ImageClassification(Classification):
+    name = "image-classification"
+    Options = ImageClassificationOptions
+    unit_name = "images"
+    measure = "pixels"
+    positions = "squares"
+    kinds: ClassVar[Mapping[str, str]] = {"image": "file", "label": "value"}
+    field = "image"
+
+    def __init__(
+        self, options: Any, form: Form | None = None, labels: Sequence[str] = (),
+        mean: Sequence[float] = (), deviation: Sequence[float] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(options)
+        self.labels = list(labels)
+        self._form, self.mean, self.deviation = form, list(mean), list(deviation)
+        self._faded = 0  # coloured pictures that became grey unasked
+
+    @property
+    def form(self) -> Form:
+        """What every picture becomes."""
+        assert self._form is not None, "units or load comes first"
+        return self._form
+
+    # prepare ---------------------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
+        del names
+        return bool({*columns} & {*IMAGE_NAMES}) and bool({*columns} & {*LABEL_NAMES})
+
+    def columns(
+        self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
+    ) -> dict[str, str]:
+        from bigmodel_cli.tasks.clean import named_column
+
+        names = {"image": IMAGE_NAMES, "label": LABEL_NAMES}
+        return {n: named_column(found, n, wanted.get(n), usual, where)
+                for n, usual in names.items()}  # fmt: skip
+
+    def units(
+        self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
+    ) -> Iterator[Units]:
+        del shares
+        for batch in rows:
+            for first in range(0, batch.table.num_rows, TOGETHER):
+                units = self._decoded(batch, first, ledger)
+                units = units and self.labelled(units, ledger)
+                if units is not None:
+                    yield units
+
+    def _decoded(self, rows: Rows, first: int, ledger: Ledger) -> Units | None:
+        """Some rows as pixels; what is no picture is dropped. None if nothing is left."""
+        import numpy as np
+        import pyarrow as pa
+
+        from bigmodel_cli.tasks.clean import as_column
+        from bigmodel_cli.tasks.pixels import NoPictureError, array, is_grey, opened
+
+        table = rows.table.slice(first, TOGETHER)
+        images = table.column("image")
+        if self._form is None:
+            self._form = self._chosen(images)
+        fades = self.form.channels == 1 and self.options.color == "auto"
+        places, sizes, pixels = [], [], []
+        for index in range(len(images)):
+            data = images[index].as_buffer()
+            size = 0 if data is None else data.size
+            ledger.came_in(1, size)
+            try:
+                picture = opened(b"" if data is None else data.to_pybytes())
+                coloured = fades and picture.mode not in ("1", "L")
+                if coloured:
+                    in_colour = array(picture, dataclasses.replace(self.form, channels=3))
+                    self._faded += not is_grey(in_colour)
+                    picture = opened(data.to_pybytes())
+                pixels.append(array(picture, self.form).tobytes())
+            except NoPictureError as error:
+                ledger.drop(str(error), size, rows.where(first + index))
+                continue
+            places.append(index)
+            sizes.append(size)
+        if not places:
+            return None
+        chosen = np.array(places, np.int64)
+        column = pa.array(pixels, pa.large_binary())
+        labels = table.column("label").take(as_column(chosen))
+        return Units(
+            pa.RecordBatch.from_arrays([column, labels], names=["pixels", "label"]), column,
+            np.array(sizes, np.int64), rows.split, lambda i: rows.where(first + int(chosen[i])),
+        )  # fmt: skip
+
+    def _chosen(self, images: pa.Array) -> Form:
+        """Size and colour, as asked for or as the first pictures have them."""
+        from bigmodel_cli.tasks.pixels import Form, NoPictureError, array, is_grey, opened
+
+        size, color = self.options.image_size, self.options.color
+        sizes, grey = set(), True
+        for index in range(min(LOOKED_AT, len(images))):
+            data = images[index].as_py()
+            try:
+                picture = opened(data or b"")
+                own = picture.size
+                grey &= is_grey(array(picture, Form(3, min(*own, USUAL))))
+            except NoPictureError:
+                continue
+            sizes.add(own)
+        if size is None:
+            width, height = min(sizes, default=(0, 0))
+            alike = len(sizes) == 1 and width == height and 4 <= width <= SMALL
+            size = width if alike else USUAL
+        return Form(1 if color == "grey" or (color == "auto" and grey) else 3, size)
+
+    def fit(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        wait: Callable[[Callable[[], None]], None],
+    ) -> str:  # fmt: skip
+        import numpy as np
+
+        del size, wait
+        classes = self.fit_labels()
+        C, S = self.form.channels, self.form.size
+        count, sums, squares = 0, np.zeros(C), np.zeros(C)
+        for part in sample(SAMPLE_BYTES):
+            pixels = self._pixels(part.column("pixels")).astype(np.float32)
+            count += len(pixels) * S * S
+            sums += pixels.sum((0, 2, 3), dtype=np.float64)
+            squares += np.square(pixels).sum((0, 2, 3), dtype=np.float64)
+        mean = sums / max(1, count)
+        deviation = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 1.0))
+        self.mean, self.deviation = mean.round(4).tolist(), deviation.round(4).tolist()
+        return f"{classes}; {'grey' if C == 1 else 'coloured'} pictures of {S} × {S}"
+
+    def _pixels(self, column: pa.Array) -> NDArray[np.uint8]:
+        """Pixels (n, C, S, S) of a column of them."""
+        import numpy as np
+
+        C, S = self.form.channels, self.form.size
+        data = np.frombuffer(b"".join(column.to_pylist()), np.uint8)
+        return data.reshape(len(column), C, S, S)
+
+    def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
+        del ledger
+        import numpy as np
+
+        from bigmodel_cli.artifacts.shards import Columns
+
+        pixels = self._pixels(units.column("pixels"))
+        lengths = np.full(len(pixels), pixels[:1].size)
+        return Columns(
+            len(pixels), {"pixels": pixels.reshape(-1), "label": self.codes(units.column("label"))},
+            {"pixels": lengths},
+        )  # fmt: skip
+
+    def remarks(self) -> list[str]:
+        if not self._faded:
+            return []
+        return [f"the first pictures were grey, so that {self._faded:,} coloured ones became grey, "
+                "too; --color rgb keeps colours"]  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        self.save_labels(folder)
+        form = dataclasses.asdict(self.form)
+        write_json(folder / PICTURES_FILE, {**form, "mean": self.mean, "deviation": self.deviation})
+
+    @classmethod
+    def load(cls, folder: Path, options: Any) -> Self:
+        from bigmodel_cli.tasks.pixels import Form
+
+        document = read_json(folder / PICTURES_FILE, "codec", "make it again")
+        try:
+            form = Form(int(document["channels"]), int(document["size"]))
+            mean, deviation = ([float(n) for n in document[k]] for k in ("mean", "deviation"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"the codec `{folder}` is corrupt: {error!r}", "make it again"
+                                ) from None  # fmt: skip
+        return cls(options, form, cls.read_labels(folder), mean, deviation)
+
+    # train -----------------------------------------------------------------------------------
+
+    def shape(self) -> Shape:
+        size = self.form.size
+        fitting = [n for n in range(1, size + 1) if not size % n]
+        patch = self.options.patch or max([n for n in fitting if size // n >= FEWEST] or [1])
+        if patch not in fitting:
+            raise UsageError(
+                f"--patch {patch} does not divide the pictures' {size} pixels",
+                "choose one of " + ", ".join(map(str, fitting)),
+            )
+        picture = Picture(self.form.channels, size, patch, self.options.stem)
+        return Shape(0, picture.positions, causal=False, classes=len(self.labels), picture=picture)
+
+    def _raw(self, split: Split, examples: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pixels of some examples: (B, C, S, S)."""
+        import numpy as np
+
+        C, S = self.form.channels, self.form.size
+        rows = [split.values("pixels", i, i + 1) for i in examples.tolist()]
+        return np.stack(rows).reshape(-1, C, S, S)
+
+    def _inputs(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """Pixels as the model wants them: of mean 0 and deviation 1 over the train split."""
+        import numpy as np
+        import torch
+
+        mean, deviation = (
+            np.array(part, np.float32)[:, None, None] for part in (self.mean, self.deviation)
+        )
+        return {"pixels_BCHW": torch.from_numpy((pixels - mean) / deviation)}
+
+    def _batch(
+        self, split: Split, examples: NDArray[np.int64], pixels: NDArray[np.uint8] | None = None
+    ) -> Batch:
+        import torch
+
+        pixels = self._raw(split, examples) if pixels is None else pixels
+        targets = torch.from_numpy(split.column("label")[examples].astype("int64"))
+        return Batch(self._inputs(pixels), targets, len(examples), {"units": examples})
+
+    def plan(self, split: Split, seed: int) -> ShuffledPlan:
+        import numpy as np
+
+        from bigmodel_cli.tasks.pixels import Augmentation
+        from bigmodel_cli.tasks.rows import ShuffledPlan
+
+        self.weigh(split)
+        shift, size = self.options.shift, self.form.size
+        shift = min(round(size / 14) if shift is None else shift, size - 1)
+        augment = Augmentation(shift, self.options.flip, self.options.erase)
+        fill = np.array(self.mean).round().astype(np.uint8)
+
+        def make(examples: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
+            pixels = augment(self._raw(split, examples), fill, seed, examples, epochs)
+            return self._batch(split, examples, pixels)
+
+        return ShuffledPlan(np.full(len(split), self.shape().context), seed, make)
+
+    # evaluate --------------------------------------------------------------------------------
+
+    def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
+        import numpy as np
+
+        count, step = min(len(split), limit or len(split)), max(rows, ROWS)
+        spread = np.arange(count) * len(split) // max(1, count)  # classes may lie one after another
+        for first in range(0, count, step):
+            yield self._batch(split, spread[first : first + step])
+
+    def protocol(self) -> dict[str, Any]:
+        return {**super().protocol(), "image_size": self.form.size,
+                "color": "grey" if self.form.channels == 1 else "rgb"}  # fmt: skip
+
+    def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
+        import warnings
+
+        import numpy as np
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        from bigmodel_cli.tasks.packing import BASELINE, generator
+        from bigmodel_cli.tasks.pixels import thumbnails
+
+        yield self.majority(train, split)
+        chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_PICTURES]
+        known = train.column("label")[chosen]
+        if len(np.unique(known)) < 2:
+            return
+        model = LogisticRegression(max_iter=BASELINE_STEPS)
+        with warnings.catch_warnings():  # a baseline may end a little before its optimum
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(thumbnails(self._raw(train, chosen), BASELINE_SIDE), known)
+        answers = np.full((len(split), len(self.labels)), SURE)
+        for first in range(0, len(split), TOGETHER):
+            part = np.arange(first, min(first + TOGETHER, len(split)))
+            features = thumbnails(self._raw(split, part), BASELINE_SIDE)
+            answers[part[:, None], model.classes_] = model.predict_log_proba(features)
+        yield "pixel_logistic", self.judge(answers, split.column("label"), np.arange(len(split)))
+
+    def samples(
+        self, model: SequenceModel, split: Split, count: int, seed: int
+    ) -> list[dict[str, str]]:
+        import numpy as np
+
+        from bigmodel_cli.tasks.packing import SAMPLES, generator
+        from bigmodel_cli.tasks.pixels import data_uri
+
+        found = []
+        for unit in generator(SAMPLES, seed).permutation(len(split))[:count].tolist():
+            pixels = self._raw(split, np.array([unit]))[0]
+            answer = next(last for *_, last in self.answer(model, [Request(pixels)]) if last)
+            found.append({
+                "prompt": f"image {unit:,}\n", "picture": data_uri(pixels),
+                "output": shown_label(answer),
+                "reference": self.labels[int(split.column("label")[unit])],
+            })  # fmt: skip
+        return found
+
+    def proof(self, split: Split, count: int) -> Proof:
+        import numpy as np
+
+        units = range(min(count, len(split)))
+        return Proof([dict(self._batch(split, np.array([unit])).inputs) for unit in units])
+
+    # predict ---------------------------------------------------------------------------------
+
+    def request(self, document: Mapping[str, Any]) -> Request:
+        from pathlib import Path
+
+        from bigmodel_cli.tasks.pixels import NoPictureError, array, opened, read_file, read_uri
+        from bigmodel_cli.tasks.requests import text_field
+
+        text = text_field(document, "image")
+        shown = text if len(text) <= 60 else text[:57] + "…"
+        if text.startswith("data:"):
+            data = read_uri(text)
+        elif not self.opens_files:
+            raise DataError("`image` must be a data: URI here: files are not opened for others",
+                            'for example {"image": "data:image/png;base64,…"}')  # fmt: skip
+        elif "://" in text:
+            raise DataError(f"`image` is `{shown}`, and nothing is fetched from elsewhere",
+                            "give a path, or a data: URI")  # fmt: skip
+        else:
+            data = read_file(Path(text))
+            if data is None:
+                raise DataError(f"`image` is `{shown}`, which is no file that can be read",
+                                "give a path, or a data: URI")  # fmt: skip
+        try:
+            return Request(array(opened(data or b""), self.form))
+        except NoPictureError as error:
+            what = {"too_large": "is too large"}.get(str(error), "is no picture that can be read")
+            raise DataError(
+                f"`image` is `{shown}`, which {what}",
+                "PNG, JPEG, BMP, GIF, WebP, TIFF and PPM are read, of up to 64 million pixels",
+            ) from None
+
+    def answer(
+        self, model: SequenceModel, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        import numpy as np
+
+        def inputs(requests: Sequence[Request]) -> Mapping[str, Tensor]:
+            return self._inputs(np.stack([request.prompt for request in requests]))
+
+        yield from self.told(model, requests, inputs)

@@ -1,0 +1,211 @@
+"""Pictures as arrays: decoding what may be anything, one size for all, augmentation.
+
+Legend: B pictures, C channels (1 or 3), S the side of a square, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import stat
+import urllib.parse
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from bigmodel_cli.tasks.packing import AUGMENT, generator
+
+MOST_BYTES = 64 << 20  # of one encoded picture
+MOST_PIXELS = 64_000_000  # of one picture: more fills the memory before anything is known of it
+# only these are tried: others call programs (EPS), or read what no one has looked at for long
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+GREY = {"1", "L", "LA", "La", "I", "F"}
+DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*,", re.ASCII)
+ERASED = (0.02, 0.25)  # share of the picture that an erased rectangle has
+RATIO = 3.0  # of its sides, at most
+
+# what warns here is refused by its size below
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class NoPictureError(Exception):
+    """Why some bytes are no picture that is read: a reason of the ledger's."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all pictures become: `channels` (1 grey, 3 red, green and blue) × size × size."""
+
+    channels: int
+    size: int
+
+
+def opened(data: bytes) -> Image.Image:
+    """The picture in some bytes, of which nothing but the head is decoded yet.
+
+    Raises NoPictureError: `unreadable`, or `too_large` for what would take too much memory.
+    """
+    if len(data) > MOST_BYTES:
+        raise NoPictureError("too_large")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise NoPictureError("too_large") from None
+    except Exception:  # Pillow raises many kinds for broken files
+        raise NoPictureError("unreadable") from None
+    if picture.width * picture.height > MOST_PIXELS:
+        raise NoPictureError("too_large")
+    return picture
+
+
+def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
+    """An opened picture as (C, S, S): its first frame, turned as its camera says, on white where
+    nothing covers it; the shorter side gets the size, and the middle is kept.
+
+    Raises NoPictureError for what cannot be decoded to its end.
+    """
+    size = form.size
+    try:
+        if picture.format == "JPEG" and min(picture.size) > 4 * size:
+            picture.draft(None, (2 * size, 2 * size))  # decodes no more than is needed
+        picture.load()
+        if picture.format != "PPM":
+            ImageOps.exif_transpose(picture, in_place=True)
+        picture = plain(picture)
+        side = min(picture.size)
+        if picture.size != (size, size):
+            left, top = (picture.width - side) / 2, (picture.height - side) / 2
+            picture = picture.resize(
+                (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+            )
+        pixels: NDArray[np.uint8] = np.asarray(
+            picture.convert("RGB" if form.channels == 3 else "L")
+        )
+    except Image.DecompressionBombError:
+        raise NoPictureError("too_large") from None
+    except Exception:
+        raise NoPictureError("unreadable") from None
+    return pixels.transpose(2, 0, 1) if form.channels == 3 else pixels[None]
+
+
+def plain(picture: Image.Image) -> Image.Image:
+    """A loaded picture as grey or red, green and blue of 8 bits each."""
+    if picture.mode[0] in "IF":  # grey of 16 bits or more, or fractions
+        values = np.asarray(picture).astype(np.float64)
+        top = values.max(initial=0)
+        scale = 255 if picture.mode == "F" and top <= 1 else 255 / 65535 if top > 255 else 1
+        if picture.mode.startswith("I;16"):
+            scale = 255 / 65535
+        whole = (values * scale).round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(whole)
+    if picture.has_transparency_data:
+        covered = picture.convert("RGBA")
+        white = Image.new("RGBA", covered.size, "white")
+        white.alpha_composite(covered)
+        return white.convert("L" if picture.mode in GREY else "RGB")
+    return picture.convert("L" if picture.mode in GREY else "RGB")
+
+
+def is_grey(pixels_CSS: NDArray[np.uint8]) -> bool:
+    """Whether a picture has no colour, however it is stored."""
+    first = pixels_CSS[:1]
+    return bool((pixels_CSS == first).all())
+
+
+def read_file(path: Path) -> bytes | None:
+    """A regular file's bytes, at most one more than a picture may have; None if it cannot be
+    read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may have no end
+            return None
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES + 1)
+    except (OSError, ValueError):  # such as a name with a zero byte
+        return None
+
+
+def read_uri(text: str) -> bytes | None:
+    """What a data: URI holds; None if it holds nothing that can be read."""
+    head = DATA_URI.match(text)
+    if not head:
+        return None
+    body = text[head.end() :]
+    try:
+        if head.group().endswith(";base64,"):
+            return base64.b64decode(urllib.parse.unquote_to_bytes(body), validate=True)
+        return urllib.parse.unquote_to_bytes(body)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def data_uri(pixels_CSS: NDArray[np.uint8]) -> str:
+    """A picture as a PNG in a data: URI."""
+    whole = pixels_CSS[0] if len(pixels_CSS) == 1 else pixels_CSS.transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(whole)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How pictures differ from epoch to epoch: a pure function of (seed, epoch, example).
+
+    shift: most pixels that a picture moves by in either direction, zero coming in; flip: whether
+    half of them are mirrored; erase: the share in which a rectangle becomes `fill` (Zhong 2017).
+    """
+
+    shift: int
+    flip: bool
+    erase: float
+
+    def __call__(
+        self, pixels_BCSS: NDArray[np.uint8], fill_C: NDArray[np.uint8], seed: int,
+        examples: NDArray[np.int64], epochs: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:  # fmt: skip
+        """The pictures as they are in these epochs: (B, C, S, S)."""
+        if not (self.shift or self.flip or self.erase):
+            return pixels_BCSS
+        B, C, S = pixels_BCSS.shape[:3]
+        keys = zip(epochs.tolist(), examples.tolist(), strict=True)
+        drawn = np.stack([generator(AUGMENT, seed, *key).random(8) for key in keys])
+        result = pixels_BCSS.copy()
+        if self.flip:
+            mirrored = drawn[:, 0] < 0.5
+            result[mirrored] = result[mirrored][..., ::-1]
+        if self.shift:
+            s = self.shift
+            padded = np.zeros((B, C, S + 2 * s, S + 2 * s), np.uint8)
+            padded[:, :, s : s + S, s : s + S] = result
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (S, S), (2, 3))
+            down, right = (drawn[:, 1:3] * (2 * s + 1)).astype(np.int64).T
+            result = windows[np.arange(B), :, down, right]
+        if self.erase:
+            area = ERASED[0] + drawn[:, 3] * (ERASED[1] - ERASED[0])
+            stretch = RATIO ** (drawn[:, 4] - 0.5)  # √ of the ratio of the sides
+            sides = np.minimum(np.sqrt(area) * np.stack([stretch, 1 / stretch]), 1) * S
+            begins = drawn[:, 5:7].T * (S - sides)
+            places = np.arange(S) + 0.5
+            tall, broad = (
+                (places >= begin[:, None]) & (places < (begin + side)[:, None])
+                for begin, side in zip(begins, sides, strict=True)
+            )
+            tall &= (drawn[:, 7] < self.erase)[:, None]
+            erased = (tall[:, :, None] & broad[:, None, :])[:, None]
+            result = np.where(erased, fill_C[:, None, None], result)
+        return result
+
+
+def thumbnails(pixels: NDArray[np.uint8], most: int) -> NDArray[np.float32]:
+    """Pictures (B, C, S, S) as features (B, n) from 0 to 1, of at most `most` a side."""
+    B, C, S = pixels.shape[:3]
+    step = -(-S // most)
+    cut = S // step * step
+    parts = pixels[:, :, :cut, :cut].reshape(B, C, cut // step, step, cut // step, step)
+    means: NDArray[np.float32] = parts.mean((3, 5), dtype=np.float32)
+    return means.reshape(B, -1) / np.float32(255)
