@@ -3,8 +3,12 @@ bundle that answers as its checkpoint, and bad requests that are refused one by 
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +24,7 @@ from bigmodel_cli.errors import StoppedError
 from bigmodel_cli.events import Context
 from bigmodel_cli.tasks import TABLE
 from bigmodel_cli.train.engine import Engine
-from tests.stages import SERVICE, STORIES, deploy, evaluate, final_bytes, prepare, train
+from tests.stages import ROOT, SERVICE, STORIES, deploy, evaluate, final_bytes, prepare, train
 
 FAMILIES: list[dict[str, Any]] = [
     {"model": "transformer"}, {"model": "rnn", "cell": "gru"}, {"model": "mlp", "window": 4},
@@ -47,6 +51,27 @@ def first(path: Path, count: int) -> Callable[[Path], Path]:
     return write
 
 
+def drawn(script: str, *arguments: str, name: str) -> Callable[[Path], Path]:
+    """What a script in data/ writes, of a little."""
+
+    def write(folder: Path) -> Path:
+        path = folder / name
+        place = ["--output", str(path)] if script != "make_translations.py" else [str(path)]
+        subprocess.run([sys.executable, ROOT / "data" / script, *arguments, *place], check=True,
+                       capture_output=True)  # fmt: skip
+        return path
+
+    return write
+
+
+def picture() -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", (12, 12), 200).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 KINDS = {
     "language": Kind(first(STORIES, 60), {"tokenizer": "bytes"},
                      {"prompt": "Once", "max_tokens": 4}, {"text", "finish_reason"},
@@ -57,6 +82,14 @@ KINDS = {
     "text-classification": Kind(first(SERVICE / "intents.jsonl", 80), {"tokenizer": "bytes"},
                                 {"text": "where is my lamp"}, {"label", "probabilities"},
                                 {"text": None}),
+    "translation": Kind(drawn("make_translations.py", "--pairs", "120", name="pairs.jsonl"),
+                        {"tokenizer": "bytes"}, {"source": "the dog"}, {"target"}, {"source": 1}),
+    "image-classification": Kind(drawn("make_shapes.py", "--images", "90", name="shapes"), {},
+                                 {"image": picture()}, {"label", "probabilities"},
+                                 {"image": "data:image/png;base64,AAAA"}),
+    "recommendation": Kind(drawn("make_sessions.py", "--users", "40", name="sessions.csv"), {},
+                           {"history": ["item-1"], "k": 3}, {"items", "fallback"},
+                           {"history": 3}),
 }  # fmt: skip
 
 

@@ -80,6 +80,8 @@ def answers(
     task: Task, reference: SequenceModel, again: SequenceModel, requests: Sequence[Request]
 ) -> dict[str, int]:
     """Compares whole answers. Raises BigmodelError when they are not the same."""
+    if not requests:
+        return {}
     ours, theirs = (
         {index: whole for index, _, whole in task.answer(model, requests) if whole is not None}
         for model in (reference, again)
@@ -90,7 +92,7 @@ def answers(
             f"the bundle does not answer as the checkpoint does: {same} of {len(requests)} answers "
             "are the same", "the bundle was not written; please report it",
         )  # fmt: skip
-    return {"answers": len(requests), "answers_identical": same} if requests else {}
+    return {"answers": len(requests), "answers_identical": same}
 
 
 def greedy(model: SequenceModel) -> Continue:

@@ -223,7 +223,7 @@ def _curves(place: Run) -> str:
                       label="validation")  # fmt: skip
         axes.set_xlabel("tokens")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_ylabel("loss (nats per token)")
+        axes.set_ylabel("loss (nats)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)

@@ -223,7 +223,7 @@ def strongest(
     best: dict[str, Any] = {}
     for metric in metrics:
         values = [(v[metric.name], n) for n, v in baselines.items() if v[metric.name] is not None]
-        if values:
+        if values and metric.compared:
             value, name = (max if metric.higher_is_better else min)(values)
             best[metric.name] = {"value": value, "name": name}
     return best

@@ -96,10 +96,10 @@ class SequenceModel(nn.Module):
         return self._logits(self.backbone(self.embed(given), segments_BT, prefix_B))
 
     def features(
-        self, given: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
+        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
     ) -> Tensor:
-        """The normed last layer (B, T, D) of tokens or pixels."""
-        x_BTD = self.dropout(self.embed(given))
+        """The normed last layer (B, T, D), of tokens or, in their place, of pixels."""
+        x_BTD = self.dropout(self.embed(tokens_BT))
         return self.norm(self.backbone(x_BTD, segments_BT, prefix_B))  # type: ignore[no-any-return]
 
     def loss_sum(

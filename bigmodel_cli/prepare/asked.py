@@ -67,5 +67,5 @@ def task_for(
         return task_class("language")
     shown = ", ".join(f"`{name}`" for name in found)
     context.note(f"task {claims[0]}" + (f": it has {shown}" if shown else "")
-                 + " (--task language, to learn its text alone)")  # fmt: skip
+                 + " (another: --task)")  # fmt: skip
     return task_class(claims[0])

@@ -218,7 +218,7 @@ def _build(
     _check(spool.units, shares, named, ledger.to_json(), task.unit_name, config, context)
 
     size = spool.bytes["train"]
-    context.emit(Progress("tokenizer", 0, None, ""))
+    context.emit(Progress("learn", 0, None, ""))
     context.note(task.fit(lambda limit: spool.sample("train", limit), size, interruptible))
     staging = workdir.data / f"{manifest.TEMPORARY}build"
     staging.mkdir()

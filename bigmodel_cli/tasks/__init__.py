@@ -119,6 +119,7 @@ class Metric:
     higher_is_better: bool
     value: Callable[[NDArray[Any]], NDArray[np.float64]]
     ignores: tuple[str, ...] = ()  # keys of the protocol that do not matter for it
+    compared: bool = True  # with baselines: of some figures a trivial answer is always the best
     of: str = ""
 
 

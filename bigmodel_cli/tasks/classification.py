@@ -176,7 +176,7 @@ class Classification(Task):
             ratio("accuracy", 2, 1, higher_is_better=True),
             Metric("macro_f1", True, macro_f1),
             ratio("loss", 0, 1, higher_is_better=False),
-            Metric("calibration_error", False, calibration_error),
+            Metric("calibration_error", False, calibration_error, compared=False),
         )
 
     def judge(

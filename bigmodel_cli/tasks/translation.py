@@ -258,7 +258,7 @@ class Translation(TextTask):
         from bigmodel_cli.tasks.packing import IGNORED
 
         scored = batch.targets != IGNORED
-        logits_MV = F.linear(model.features(**batch.inputs)[scored], model.table).float()
+        logits_MV = model.logits(model.features(**batch.inputs)[scored]).float()
         nats = F.cross_entropy(logits_MV, batch.targets[scored], reduction="none").double()
         rows = scored.nonzero()[:, 0].cpu().numpy()
         statistics = np.zeros((len(scored), len(self.statistics)))

@@ -23,9 +23,10 @@ import uvicorn
 from openai.types import Completion
 
 from bigmodel_cli.artifacts import checkpoint, tokenizer
+from bigmodel_cli.artifacts.bundle import FILE as BUNDLE
 from bigmodel_cli.artifacts.manifest import file_info, write_json
 from bigmodel_cli.deploy import server
-from bigmodel_cli.deploy.predict import BUNDLE, Predictor
+from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.events import Context, Note, Progress
 from bigmodel_cli.models.sequence import SequenceModel

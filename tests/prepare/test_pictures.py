@@ -291,7 +291,7 @@ def test_a_named_file_is_part_of_its_source(tmp_path: Path) -> None:
     assert prepare(tmp_path / "work", root / "rows.csv", val="0", test="0.2").fresh
     (root / "files" / "3.png").write_bytes(png(255 - x[3]))
     again = prepare(tmp_path / "work", root / "rows.csv", val="0", test="0.2",
-                    context=events.context())  # fmt: skip
+                    told=events.context())  # fmt: skip
     assert not again.fresh
     assert "named files.rows.csv" in events.notes
     assert (255 - x[3]).tobytes() in prepared(tmp_path / "work")
