@@ -41,7 +41,10 @@ def rows(path: Path, count: int) -> Path:
 
 
 @pytest.mark.usefixtures("tabular")
-@pytest.mark.parametrize("family", ["transformer", "rnn", "mlp"])
+@pytest.mark.parametrize("family", [
+    "transformer", pytest.param("rnn", marks=pytest.mark.slow),
+    pytest.param("mlp", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_task_of_the_page_goes_all_the_way(tmp_path: Path, family: str) -> None:
     work = tmp_path / "w"
     made = prepare(work, rows(tmp_path / "a.csv", 1200), task="tabular", val="0.1", test="0.2")

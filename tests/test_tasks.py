@@ -26,9 +26,11 @@ from bigmodel_cli.tasks import TABLE
 from bigmodel_cli.train.engine import Engine
 from tests.stages import ROOT, SERVICE, STORIES, deploy, evaluate, final_bytes, prepare, train
 
-FAMILIES: list[dict[str, Any]] = [
-    {"model": "transformer"}, {"model": "rnn", "cell": "gru"}, {"model": "mlp", "window": 4},
-]  # fmt: skip
+FAMILIES = [
+    pytest.param({"model": "transformer"}, id="transformer"),
+    pytest.param({"model": "rnn", "cell": "gru"}, id="rnn", marks=pytest.mark.slow),
+    pytest.param({"model": "mlp", "window": 4}, id="mlp", marks=pytest.mark.slow),
+]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def weights(work: Path, run: str) -> dict[str, torch.Tensor]:
     return checkpoint.load_tensors(place / checkpoint.names(place)[-1] / checkpoint.MODEL)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: str(f["model"]))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_task_goes_all_the_way_with_each_family(
     prepared: Path, family: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +159,7 @@ def test_a_task_goes_all_the_way_with_each_family(
     assert [a for a in predictor.answer_lines(other, defaults) if set(a) == set(good)] == [good] * 3
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: str(f["model"]))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_micro_batches_do_not_change_an_update(prepared: Path, family: dict[str, Any]) -> None:
     """Sums divided by the update's own number of terms: 1 × 8, 2 × 4 and 8 × 1 rows are one."""
     found = []
@@ -173,3 +175,11 @@ def test_micro_batches_do_not_change_an_update(prepared: Path, family: dict[str,
 
 def test_every_task_is_tried() -> None:
     assert set(KINDS) == set(TABLE)
+
+
+@pytest.mark.slow
+def test_fewer_bits_answer_nearly_as_well(prepared: Path) -> None:
+    train(prepared, "bits", steps=2, width=16)
+    for precision in ("int8", "bf16"):
+        receipt = deploy(prepared, "bits", precision=precision).receipt["precision"]
+        assert receipt[precision] == pytest.approx(receipt["fp32"], rel=0.1, abs=0.05)
