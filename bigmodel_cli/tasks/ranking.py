@@ -74,9 +74,10 @@ class Targets:
 def targets_of(
     split: Split, limit: int | None = None
 ) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """(unit, place, history) of every item of the split (of its first `limit` units) that has
-    another before it."""
-    for unit in range(len(split) if limit is None else min(limit, len(split))):
+    """(unit, place, history) of every item of the split that has another before it. limit: of so
+    many units, evenly spread: the first ones of a file may be easier, or harder, than the rest."""
+    count = len(split) if limit is None else min(limit, len(split))
+    for unit in (np.arange(count) * len(split) // max(1, count)).tolist():
         before = split.values("before", unit, unit + 1)
         items = split.values("items", unit, unit + 1)
         history = np.concatenate([before, items]).astype(np.int64)

@@ -112,10 +112,9 @@ class Recommendation(Task):
             needed = name != "timestamp"
             if name == "rating" and self.options.min_rating is None:
                 continue
-            if needed or name in wanted or usual(found, name):
-                chosen[name] = named_column(
-                    found, name, wanted.get(name), usual(found, name), where
-                )
+            names = usual(found, name)
+            if needed or name in wanted or names:
+                chosen[name] = named_column(found, name, wanted.get(name), names, where)
         return chosen
 
     def units(
@@ -151,9 +150,8 @@ class Recommendation(Task):
         columns = {name: units.column(name) for name in ("items", "before")}
         values = {name: as_array(column.flatten()) for name, column in columns.items()}
         lengths = {name: as_array(pc.list_value_length(part)) for name, part in columns.items()}
-        return Columns(
-            len(units), {name: part.astype(kind) for name, part in values.items()}, lengths
-        )
+        small = {name: part.astype(kind) for name, part in values.items()}
+        return Columns(len(units), small, lengths)
 
     def remarks(self) -> list[str]:
         return self._remarks
@@ -274,7 +272,7 @@ class Recommendation(Task):
         from bigmodel_cli.tasks.ranking import Judge, Targets, scores
 
         real = batch.targets >= 0
-        x_MD = model.features(**batch.inputs)[real]
+        x_MD = model.features(batch.inputs["tokens_BT"])[real]
         items_M = batch.targets[real]
         extra = batch.extra
         targets = Targets(extra["units"], items_M.cpu().numpy(), extra["seen"], extra["counts"])

@@ -116,7 +116,8 @@ def test_the_statistics_are_those_of_a_full_ranking(work: Path, repeat: bool, sp
     model = random_model(task)
     wanted: dict[int, list[dict[str, float]]] = {}
     recommended: set[int] = set()
-    for unit in range(6):
+    chosen = [n * len(held) // 6 for n in range(6)]  # evenly spread
+    for unit in chosen:
         before, items = (held.values(f, unit, unit + 1).tolist() for f in ("before", "items"))
         history = before + items
         for place in range(max(1, len(before)), len(history)):
@@ -129,13 +130,14 @@ def test_the_statistics_are_those_of_a_full_ranking(work: Path, repeat: bool, sp
             wanted.setdefault(unit, []).append(each | {"targets": 1})
             order = [i for i in logits.argsort(descending=True).tolist() if i not in hidden]
             recommended |= set(order[:10])
-    sums = np.zeros((6, len(STATISTICS)))
+    sums = np.zeros((len(held), len(STATISTICS)))
     counts = np.zeros(len(task.names), np.int64)
     for batch in task.scoring(held, 1, 6):
         with torch.inference_mode():
             found = task.predict(model, batch)
         np.add.at(sums, found.units, found.statistics)
         counts += found.counts["recommended"]
+    assert np.flatnonzero(sums[:, 1]).tolist() == chosen
     for unit, every in wanted.items():
         for name in STATISTICS:
             assert sums[unit, TOP[name]] == pytest.approx(sum(e[name] for e in every), abs=1e-4)
