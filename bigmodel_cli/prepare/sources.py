@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import glob
 import gzip
 import io
@@ -69,7 +70,7 @@ class Source:
     split: str | None = None
     columns: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
         """A reader's name; `labels` for what belongs to the pictures beside it."""
         suffixes = [s.lower() for s in Path(self.name).suffixes if s.lower() not in (".gz", ".zst")]
@@ -128,12 +129,14 @@ def find(
     if list(patterns).count("-") > 1 or ("-" in patterns and spool.exists()):
         raise UsageError("standard input, `-`, can be read only once", "name it once, or use files")
     found: dict[str, Source] = {}
+    own = own.resolve() if own else None
     for pattern in patterns:
         for source in _expand(pattern, exclude, spool):
-            if own and source.path and source.path != spool and _within(source.path, own):
-                continue
             for each in (source, *_beside(source)):
-                found.setdefault(str(each.path.resolve() if each.path else each.hub), each)
+                path = each.path and each.path.resolve()
+                if own and path and each.path != spool and path.is_relative_to(own):
+                    continue
+                found.setdefault(str(path or each.hub), each)
     if not found:
         raise DataError(
             "nothing to read in " + ", ".join(f"`{p}`" for p in patterns), "check --exclude"
@@ -153,10 +156,6 @@ def printable(name: str) -> str:
     """A file's name for people, manifests and terminals: what is no plain character is escaped."""
     text = os.fsencode(name).decode("utf-8", errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _within(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Source]:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.tasks.packing import AUGMENT, generator
 
 MOST_BYTES = 64 << 20  # of one encoded picture
 MOST_PIXELS = 64_000_000  # of one picture: more fills the memory before anything is known of it
@@ -173,6 +172,8 @@ class Augmentation:
         examples: NDArray[np.int64], epochs: NDArray[np.int64],
     ) -> NDArray[np.uint8]:  # fmt: skip
         """The pictures as they are in these epochs: (B, C, S, S)."""
+        from bigmodel_cli.tasks.packing import AUGMENT, generator  # loads torch
+
         if not (self.shift or self.flip or self.erase):
             return pixels_BCSS
         B, C, S = pixels_BCSS.shape[:3]
