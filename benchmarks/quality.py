@@ -220,7 +220,7 @@ def _recommend(source: Path, work: Path, name: str, epochs: int, seeds: int, goa
     bigmodel(work, "prepare", source)
     for model, options in RECOMMENDERS.items():
         found = []
-        for seed in range(seeds):
+        for seed in range(seeds if not figures else 1):  # of the others, one
             run = f"{model.split()[0]}-{len(figures)}-{seed}"
             bigmodel(work, "train", "--run", run, "--seed", seed, "--epochs", epochs, *options)
             document = bigmodel(work, "evaluate", "--run", run, "--samples", "0")
