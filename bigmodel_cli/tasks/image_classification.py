@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
-from bigmodel_cli.errors import ArtifactError, DataError, UsageError
+from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.models.sizes import Picture, Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "file_name", "filename", "path")
 PICTURES_FILE = "pictures.json"
-SMALL, USUAL = 64, 64  # pictures of up to so many a side stay as they are; others become so
-LOOKED_AT = 512  # pictures by which size and colour are chosen
 TOGETHER = 1024  # pictures that are decoded between two looks at the memory
 SAMPLE_BYTES = 32 << 20  # of pictures as they came, whose values are averaged
 FEWEST = 7  # squares in a row that a picture is cut into
@@ -139,12 +137,12 @@ class ImageClassification(Classification):
         import pyarrow as pa
 
         from bigmodel_cli.tasks.clean import as_column
-        from bigmodel_cli.tasks.pixels import NoPictureError, array, is_grey, opened
+        from bigmodel_cli.tasks.pixels import NoPictureError, array, is_grey, opened, usual_form
 
         table = rows.table.slice(first, TOGETHER)
         images = table.column("image")
         if self._form is None:
-            self._form = self._chosen(images)
+            self._form = usual_form(images, self.options.image_size, self.options.color)
         fades = self.form.channels == 1 and self.options.color == "auto"
         places, sizes, pixels = [], [], []
         for index in range(len(images)):
@@ -173,27 +171,6 @@ class ImageClassification(Classification):
             pa.RecordBatch.from_arrays([column, labels], names=["pixels", "label"]), column,
             np.array(sizes, np.int64), rows.split, lambda i: rows.where(first + int(chosen[i])),
         )  # fmt: skip
-
-    def _chosen(self, images: pa.Array) -> Form:
-        """Size and colour, as asked for or as the first pictures have them."""
-        from bigmodel_cli.tasks.pixels import Form, NoPictureError, array, is_grey, opened
-
-        size, color = self.options.image_size, self.options.color
-        sizes, grey = set(), True
-        for index in range(min(LOOKED_AT, len(images))):
-            data = images[index].as_py()
-            try:
-                picture = opened(data or b"")
-                own = picture.size
-                grey &= is_grey(array(picture, Form(3, min(*own, USUAL))))
-            except NoPictureError:
-                continue
-            sizes.add(own)
-        if size is None:
-            width, height = min(sizes, default=(0, 0))
-            alike = len(sizes) == 1 and width == height and 4 <= width <= SMALL
-            size = width if alike else USUAL
-        return Form(1 if color == "grey" or (color == "auto" and grey) else 3, size)
 
     def fit(
         self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
@@ -386,34 +363,10 @@ class ImageClassification(Classification):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from pathlib import Path
-
-        from bigmodel_cli.tasks.pixels import NoPictureError, array, opened, read_file, read_uri
+        from bigmodel_cli.tasks.pixels import asked
         from bigmodel_cli.tasks.requests import text_field
 
-        text = text_field(document, "image")
-        shown = text if len(text) <= 60 else text[:57] + "…"
-        if text.startswith("data:"):
-            data = read_uri(text)
-        elif not self.opens_files:
-            raise DataError("`image` must be a data: URI here: files are not opened for others",
-                            'for example {"image": "data:image/png;base64,…"}')  # fmt: skip
-        elif "://" in text:
-            raise DataError(f"`image` is `{shown}`, and nothing is fetched from elsewhere",
-                            "give a path, or a data: URI")  # fmt: skip
-        else:
-            data = read_file(Path(text))
-            if data is None:
-                raise DataError(f"`image` is `{shown}`, which is no file that can be read",
-                                "give a path, or a data: URI")  # fmt: skip
-        try:
-            return Request(array(opened(data or b""), self.form))
-        except NoPictureError as error:
-            what = {"too_large": "is too large"}.get(str(error), "is no picture that can be read")
-            raise DataError(
-                f"`image` is `{shown}`, which {what}",
-                "PNG, JPEG, BMP, GIF, WebP, TIFF and PPM are read, of up to 64 million pixels",
-            ) from None
+        return Request(asked(text_field(document, "image"), self.form, self.opens_files))
 
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
