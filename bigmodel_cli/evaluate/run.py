@@ -124,10 +124,9 @@ def _score(
     split = Split(workdir.data, data["splits"][config.split]["shards"])
     metrics = (*task.answer_metrics(), *task.metrics())
     precision = known["resolved"]["precision"]  # what it was trained in
-    total = data["splits"][config.split]["tokens"]
     with autocast(device, precision):
         rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
-        statistics, counts = _statistics(task, model, split, rows, total, context)
+        statistics, counts = _statistics(task, model, split, rows, context)
     intervals = bootstrap(statistics, metrics, config.seed)
     figures = _figures(metrics, statistics.sum(0), counts)
     baselines: dict[str, dict[str, float | None]] = {}
@@ -174,7 +173,7 @@ def _score(
 
 
 def _statistics(
-    task: Task, model: SequenceModel, split: Split, rows: int, total: int, context: Context
+    task: Task, model: SequenceModel, split: Split, rows: int, context: Context
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.int64]]]:
     """Each unit's statistics, summed over its predictions: (units, k); and the counts of all."""
     import numpy as np
@@ -185,12 +184,13 @@ def _statistics(
     device = model.device
 
     def scored() -> Iterator[Predictions]:
-        done = 0
+        seen = np.zeros(len(split), bool)
         for batch in task.scoring(split, rows):
             with torch.inference_mode():
-                yield task.predict(model, batch.to(device))
-            done += batch.terms
-            context.emit(Progress("score", min(done, total), total, task.measure))
+                predictions = task.predict(model, batch.to(device))
+            yield predictions
+            seen[predictions.units] = True
+            context.emit(Progress("score", int(seen.sum()), len(split), task.unit_name))
 
     def answered() -> Iterator[Predictions]:
         done = 0

@@ -137,12 +137,12 @@ class ImageClassification(Classification):
         import pyarrow as pa
 
         from bigmodel_cli.tasks.clean import as_column
-        from bigmodel_cli.tasks.pixels import NoPictureError, array, chosen, is_grey, opened
+        from bigmodel_cli.tasks.pixels import NoPictureError, array, is_grey, opened, usual_form
 
         table = rows.table.slice(first, TOGETHER)
         images = table.column("image")
         if self._form is None:
-            self._form = chosen(images, self.options.image_size, self.options.color)
+            self._form = usual_form(images, self.options.image_size, self.options.color)
         fades = self.form.channels == 1 and self.options.color == "auto"
         places, sizes, pixels = [], [], []
         for index in range(len(images)):
@@ -364,10 +364,10 @@ class ImageClassification(Classification):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.pixels import requested
+        from bigmodel_cli.tasks.pixels import asked
         from bigmodel_cli.tasks.requests import text_field
 
-        return Request(requested(text_field(document, "image"), self.form, self.opens_files))
+        return Request(asked(text_field(document, "image"), self.form, self.opens_files))
 
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]

@@ -14,9 +14,9 @@ import urllib.parse
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -26,11 +26,11 @@ MOST_BYTES = 64 << 20  # of one encoded picture
 MOST_PIXELS = 64_000_000  # of one picture: more fills the memory before anything is known of it
 # only these are tried: others call programs (EPS), or read what no one has looked at for long
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SMALL, USUAL = 64, 64  # pictures of up to so many a side stay as they are; others become so
-LOOKED_AT = 512  # pictures by which size and colour are chosen
 GREY = {"1", "L", "LA", "La", "I", "F"}
 DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*,", re.ASCII)
 ERASED = (0.02, 0.25)  # share of the picture that an erased rectangle has
+USUAL = 64  # pixels a side: pictures of one size up to that stay as they are, others become so
+LOOKED_AT = 512  # pictures by which size and colour are chosen
 RATIO = 3.0  # of its sides, at most
 
 # what warns here is refused by its size below
@@ -119,6 +119,50 @@ def is_grey(pixels_CSS: NDArray[np.uint8]) -> bool:
     """Whether a picture has no colour, however it is stored."""
     first = pixels_CSS[:1]
     return bool((pixels_CSS == first).all())
+
+
+def usual_form(images: Any, size: int | None, color: str) -> Form:
+    """The form that was asked for, or that the first encoded pictures of a column have."""
+    sizes, grey = set(), True
+    for index in range(min(LOOKED_AT, len(images))):
+        try:
+            picture = opened(images[index].as_py() or b"")
+            own = picture.size
+            grey &= is_grey(array(picture, Form(3, min(*own, USUAL))))
+        except NoPictureError:
+            continue
+        sizes.add(own)
+    if size is None:
+        width, height = min(sizes, default=(0, 0))
+        size = width if len(sizes) == 1 and width == height and 4 <= width <= USUAL else USUAL
+    return Form(1 if color == "grey" or (color == "auto" and grey) else 3, size)
+
+
+def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
+    """The picture that a request names: a data: URI or, where files may be opened, a path.
+
+    Raises DataError. Nothing is fetched from elsewhere.
+    """
+    shown = text if len(text) <= 60 else text[:57] + "…"
+    if text.startswith("data:"):
+        data = read_uri(text)
+    elif not opens_files:
+        raise DataError("`image` must be a data: URI here: files are not opened for others",
+                        'for example {"image": "data:image/png;base64,…"}')  # fmt: skip
+    elif "://" in text:
+        raise DataError(f"`image` is `{shown}`, and nothing is fetched from elsewhere",
+                        "give a path, or a data: URI")  # fmt: skip
+    elif (data := read_file(Path(text))) is None:
+        raise DataError(f"`image` is `{shown}`, which is no file that can be read",
+                        "give a path, or a data: URI")  # fmt: skip
+    try:
+        return array(opened(data or b""), form)
+    except NoPictureError as error:
+        what = {"too_large": "is too large"}.get(str(error), "is no picture that can be read")
+        raise DataError(
+            f"`image` is `{shown}`, which {what}",
+            "PNG, JPEG, BMP, GIF, WebP, TIFF and PPM are read, of up to 64 million pixels",
+        ) from None
 
 
 def read_file(path: Path) -> bytes | None:
@@ -214,48 +258,3 @@ def thumbnails(pixels: NDArray[np.uint8], most: int) -> NDArray[np.float32]:
     parts = pixels[:, :, :cut, :cut].reshape(B, C, cut // step, step, cut // step, step)
     means: NDArray[np.float32] = parts.mean((3, 5), dtype=np.float32)
     return means.reshape(B, -1) / np.float32(255)
-
-
-def chosen(images: pa.Array, size: int | None, color: str) -> Form:
-    """Size and colour, as asked for or as the first of some encoded pictures have them."""
-    sizes, grey = set(), True
-    for index in range(min(LOOKED_AT, len(images))):
-        data = images[index].as_py()
-        try:
-            picture = opened(data or b"")
-            own = picture.size
-            grey &= is_grey(array(picture, Form(3, min(*own, USUAL))))
-        except NoPictureError:
-            continue
-        sizes.add(own)
-    if size is None:
-        width, height = min(sizes, default=(0, 0))
-        alike = len(sizes) == 1 and width == height and 4 <= width <= SMALL
-        size = width if alike else USUAL
-    return Form(1 if color == "grey" or (color == "auto" and grey) else 3, size)
-
-
-def requested(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
-    """The pixels (C, S, S) of a picture that a request names. Raises DataError."""
-    shown = text if len(text) <= 60 else text[:57] + "…"
-    if text.startswith("data:"):
-        data = read_uri(text)
-    elif not opens_files:
-        raise DataError("`image` must be a data: URI here: files are not opened for others",
-                        'for example {"image": "data:image/png;base64,…"}')  # fmt: skip
-    elif "://" in text:
-        raise DataError(f"`image` is `{shown}`, and nothing is fetched from elsewhere",
-                        "give a path, or a data: URI")  # fmt: skip
-    else:
-        data = read_file(Path(text))
-        if data is None:
-            raise DataError(f"`image` is `{shown}`, which is no file that can be read",
-                            "give a path, or a data: URI")  # fmt: skip
-    try:
-        return array(opened(data or b""), form)
-    except NoPictureError as error:
-        what = {"too_large": "is too large"}.get(str(error), "is no picture that can be read")
-        raise DataError(
-            f"`image` is `{shown}`, which {what}",
-            "PNG, JPEG, BMP, GIF, WebP, TIFF and PPM are read, of up to 64 million pixels",
-        ) from None

@@ -58,8 +58,11 @@ class ShuffledPlan:
 def by_length(
     lengths: NDArray[np.int64], rows: int, limit: int | None
 ) -> Iterator[NDArray[np.int64]]:
-    """The examples (of the first `limit`) in batches of at most `rows`, the longest first."""
-    order = np.argsort(-lengths[:limit], kind="stable")
+    """The examples in batches of at most `rows`, the longest first; of many only `limit`, evenly
+    spread, since those that come first may be of one kind."""
+    count = min(len(lengths), limit or len(lengths))
+    chosen = np.arange(count) * len(lengths) // max(1, count)
+    order = chosen[np.argsort(-lengths[chosen], kind="stable")]
     for first in range(0, len(order), rows):
         yield order[first : first + rows]
 

@@ -84,7 +84,7 @@ def test_the_figures_are_those_of_scoring_one_token_at_a_time(trained: Path) -> 
     from bigmodel_cli.events import Context
 
     assert EvaluateConfig  # the same path as the command takes
-    statistics = _statistics(task, model, split, 16, 1, Context())[0][units].sum(0)
+    statistics = _statistics(task, model, split, 16, Context())[0][units].sum(0)
     assert statistics[0] == pytest.approx(nats, rel=1e-5)
     assert statistics[1:].tolist() == pytest.approx([tokens, size, correct])
 
