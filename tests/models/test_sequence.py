@@ -29,11 +29,12 @@ FAMILIES = ("transformer", "rnn", "mlp")
 
 
 def make(
-    family: str, causal: bool = True, context: int = 24, classes: int = 0, **options: object
-) -> SequenceModel:
+    family: str, causal: bool = True, context: int = 24, classes: int = 0, prefix: bool = False,
+    vocabulary: int = 50, **options: object,
+) -> SequenceModel:  # fmt: skip
     """A small random model whose every matrix matters (output matrices start at zero)."""
     torch.manual_seed(0)
-    shape = Shape(50, context, causal, classes)
+    shape = Shape(vocabulary, context, causal, classes, prefix)
     config = model_config(family, "nano", shape, width=32, layers=2, heads=4, **options)  # type: ignore[arg-type]
     model = SequenceModel(config).eval()
     for weight in model.parameters():
@@ -194,6 +195,73 @@ def test_a_banned_token_is_never_chosen() -> None:
     ((_, token),) = free.step()
     held = Decoder(model, [[1]], [Sampling()], banned=[token])
     assert held.step()[0][1] != token
+
+
+# A prefix -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_transformer_sees_a_prefix_both_ways_and_the_rest_causally(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused:
+        monkeypatch.setattr(transformer, "LONGEST_PRODUCT", 0)
+    model = make("transformer", prefix=True)
+    tokens = torch.randint(0, 50, (3, 20))
+    prefix = torch.tensor([12, 1, 20])
+    before = model(tokens, prefix_B=prefix)
+    other = tokens.clone()
+    other[:, 11] = (other[:, 11] + 1) % 50
+    after = model(other, prefix_B=prefix)
+    changed = (before - after).abs().amax(-1) > 1e-4
+    assert changed[0].all()  # the last of the prefix is seen by its first
+    assert not changed[1, :11].any()
+    assert changed[2].all()
+    other = tokens.clone()
+    other[:, 12] = (other[:, 12] + 1) % 50
+    changed = (before - model(other, prefix_B=prefix)).abs().amax(-1) > 1e-4
+    assert not changed[:2, :12].any()
+    assert changed[:2, 12:].all()
+    torch.testing.assert_close(model(tokens, prefix_B=prefix * 0 + 1), model(tokens))
+
+
+def test_a_prefix_and_padding_of_another_segment_give_the_logits_of_the_row_alone() -> None:
+    model = make("transformer", prefix=True)
+    tokens = torch.randint(0, 50, (2, 20))
+    segments = (torch.arange(20) >= 15).long().expand(2, 20)
+    prefix = torch.tensor([6, 9])
+    wanted = model(tokens[:, :15], prefix_B=prefix)
+    torch.testing.assert_close(model(tokens, segments, prefix)[:, :15], wanted)
+    torch.testing.assert_close(model(tokens, prefix_B=prefix)[:, :15], wanted)
+
+
+@pytest.mark.parametrize(("family", "options"), KINDS)
+def test_extending_a_prefix_token_by_token_gives_the_logits_of_the_whole(
+    family: str, options: dict[str, object]
+) -> None:
+    model = make(family, prefix=True, **options)
+    tokens = torch.randint(0, 50, (3, 20))
+    for prefix in (torch.tensor([5, 9, 12]), torch.tensor([9, 9, 9])):  # ragged, and even
+        whole = model(tokens, prefix_B=prefix)
+        state = model.start(3, 20)
+        last = model.extend(state, tokens[:, : int(prefix.max())], prefix)
+        for step in range(8):
+            places = prefix + step
+            wanted = whole[torch.arange(3), places - 1]
+            torch.testing.assert_close(last, wanted, atol=1e-5, rtol=1e-4)
+            more = tokens[torch.arange(3), places][:, None]
+            last = model.extend(state, more, torch.ones(3, dtype=torch.long))
+            if step == 3:
+                state.select(torch.arange(3))
+    if family != "transformer":
+        assert torch.equal(model(tokens, prefix_B=prefix), model(tokens))
+
+
+def test_a_model_with_a_prefix_is_no_architecture_that_others_know() -> None:
+    from bigmodel_cli.models.qwen3 import fits
+
+    assert fits(make("transformer").config)
+    assert not fits(make("transformer", prefix=True).config)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
