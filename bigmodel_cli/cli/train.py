@@ -60,8 +60,8 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     from bigmodel_cli.train import parallel
     from bigmodel_cli.train.run import run as train
 
-    options = task_options(task or task_class(place.read_data()["task"]), "train",
-                           config.said(names))  # fmt: skip
+    task = task or task_class(place.read_data()["task"])
+    options = task_options(task, "train", config.said(names))
     built = config.build(TrainConfig)
     if built.verify_resume:
         from bigmodel_cli.train.verify import verify
@@ -90,8 +90,8 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         )  # fmt: skip
         return
     state = "up to date" if done.fresh else "trained"
-    print(f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, {done.tokens:,} tokens, "
-          f"{done.seconds:.0f} s")  # fmt: skip
+    print(f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, "
+          f"{done.tokens:,} {task.positions}, {done.seconds:.0f} s")  # fmt: skip
     if done.validation:
         figures = ", ".join(
             f"{name} {value:.4g}" for name, value in done.validation.items() if value is not None

@@ -68,7 +68,8 @@ def stratified(
     rounded so that all of them together have theirs; one unit of each stays in train."""
     drawn = shares_of(hashes, seed)
     splits = np.zeros(len(hashes), np.int8)
-    names, codes = np.unique(np.array(strata, object).astype(str), return_inverse=True)
+    names = {name: number for number, name in enumerate(sorted(set(strata)))}
+    codes = np.array([names[name] for name in strata])
     before = 0
     for stratum in range(len(names)):
         places = np.flatnonzero(codes == stratum)
@@ -91,14 +92,24 @@ def assign(
     Where the units have strata, they wait in `held` until all of them are known.
     """
     seen = Seen()
+    held_out: set[bytes] = set()  # groups of units that are not to be learned from
     waiting: list[bytes] = []
     strata: list[str] = []
     sizes: list[NDArray[np.int64]] = []
     for units in stream:
         hashes = digests(units.keys)
         fresh = seen.fresh(hashes)
+        groups = hashes if units.groups is None else digests(units.groups)
+        known = np.zeros(len(hashes), bool)
+        if units.split in ("val", "test"):  # they come first
+            held_out.update(groups if units.groups is not None else ())
+        elif units.groups is not None:
+            known = np.array([group in held_out for group in groups]) & fresh
+            for index in np.flatnonzero(known):
+                ledger.drop("in_held_out", int(units.sizes[index]), units.where(int(index)))
+            fresh &= ~known
         rows = np.ones(len(hashes), np.int64) if units.rows is None else units.rows
-        for index in np.flatnonzero(~fresh):
+        for index in np.flatnonzero(~fresh & ~known):
             size, count = int(units.sizes[index]), int(rows[index])
             ledger.drop("duplicate_exact", size, units.where(int(index)), count)
         chosen = np.flatnonzero(fresh)
@@ -115,8 +126,7 @@ def assign(
         elif units.rows is not None:  # whose task has split them
             splits = np.zeros(len(hashes), np.int8)
         else:
-            drawn = hashes if units.groups is None else digests(units.groups)
-            splits = split_of(drawn, shares["val"], shares["test"], seed)
+            splits = split_of(groups, shares["val"], shares["test"], seed)
         yield from _cut(units.table, hashes, units.sizes, splits, fresh)
     held.close()
     if waiting:

@@ -7,9 +7,11 @@ encoded as netpbm does (P5 or P6: a line that says the sizes, then the values), 
 from __future__ import annotations
 
 import contextlib
+import lzma
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
@@ -163,7 +165,8 @@ def _opened(source: Source) -> Iterator[tuple[Stream, list[str]]]:
                     labels = _labels(_numpy(file, source.name), source.name)
                 with archive.open(f"{image}.npy") as file:
                     yield _numpy(file, source.name), labels
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, lzma.LZMAError,
+                zlib.error) as error:  # fmt: skip
             raise DataError(f"`{source.name}` is no .npz archive: {error}", HINT) from None
         return
     beside = companion(source.path)
@@ -193,6 +196,8 @@ def _numpy(file: IO[bytes], name: str) -> Stream:
         shape, columnwise, dtype = read(file)
     except (ValueError, KeyError, SyntaxError, OverflowError, TypeError) as error:
         raise DataError(f"`{name}` is no array of numpy's: {error}", HINT) from None
+    if dtype.itemsize == 0 or any(size < 0 for size in shape):
+        raise DataError(f"`{name}` has an impossible head: {shape} of {dtype}", HINT)
     if dtype.hasobject:
         raise DataError(
             f"`{name}` holds Python objects, which are never unpickled",
@@ -218,6 +223,10 @@ def _labels(stream: Stream, name: str) -> list[str]:
     values = stream.whole(name).reshape(-1)
     if values.dtype.kind == "S":
         return [value.decode(errors="replace") for value in values.tolist()]
+    if values.dtype.kind == "U":
+        codes = values.view(np.uint32)
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise DataError(f"`{name}` has labels that are no text", HINT)
     if values.dtype.kind == "f" and np.isfinite(values).all() and (values == values.round()).all():
         values = values.astype(np.int64)
     return [str(value) for value in values.tolist()]
@@ -226,7 +235,9 @@ def _labels(stream: Stream, name: str) -> list[str]:
 def _scale(part: NDArray[Any]) -> float:
     """What makes an array's values those of bytes, from its first rows: fractions and truth go
     from 0 to 1, two bytes to 65,535."""
-    if part.dtype.kind == "b" or (part.dtype.kind == "f" and float(np.nanmax(part)) <= 1):
+    if part.dtype.kind == "b" or (
+        part.dtype.kind == "f" and np.isfinite(part).any() and float(np.nanmax(part)) <= 1
+    ):
         return 255.0
     return 255 / 65535 if part.dtype.itemsize == 2 and part.dtype.kind == "u" else 1.0
 

@@ -73,8 +73,7 @@ def named_files(source: Source, choose: Choose, layout: Layout) -> set[str]:
         return set()
     types = columns(source, layout)
     chosen = choose(types, f"`{source.name}`") if types else {}
-    names = [name for name, column in chosen.items()
-             if layout.kinds.get(name) == "file" and types[column] == "string"]  # fmt: skip
+    names = [name for name in chosen if layout.kinds.get(name) == "file"]
     if not names:
         return set()
     kinds = {**layout.kinds, **dict.fromkeys(names, "path")}

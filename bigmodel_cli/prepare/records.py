@@ -97,6 +97,10 @@ class Records:
 
     def value(self, value: Any, kind: str) -> str | bytes | None:
         """A value as its kind wants it. Raises ValueError."""
+        if kind == "path":
+            if isinstance(value, Mapping):
+                value = None if value.get("bytes") else value.get("path")
+            return value if isinstance(value, str) else None
         return _as_file(value, self.source.folder) if kind == "file" else _as_text(value, kind)
 
     def take(self) -> Iterator[Rows]:
@@ -315,12 +319,20 @@ def _columns(records: Records, batch: Any) -> Rows:
         column = batch.column(name)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
-        if kind == "file":
+        if kind == "path" and not _is_text(column.type):
+            paths = [records.value(value, kind) for value in column.to_pylist()]
+            columns.append(pa.array(paths, pa.large_string()))
+        elif kind == "file":
             files = [records.value(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(files, pa.large_binary()))
         elif kind == "json" and not _is_text(column.type):
             texts = [_as_text(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(texts, pa.large_string()))
+        elif pa.types.is_nested(column.type):
+            raise DataError(
+                f"the column `{name}` of `{records.source.name}` holds {column.type}, not values",
+                "name another column: --column",
+            )
         else:
             columns.append(column.cast(pa.large_string()))
     return records.rows(columns, functools.partial(int.__add__, records.first + 1))

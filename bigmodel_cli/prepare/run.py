@@ -19,7 +19,7 @@ from typing import Any
 from bigmodel_cli.artifacts import manifest
 from bigmodel_cli.artifacts.workdir import HashCache, Workdir, lock
 from bigmodel_cli.config import PrepareConfig
-from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError
+from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError, did_you_mean
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
 from bigmodel_cli.prepare.asked import escaped, fraction, task_for, wanted_columns
@@ -54,6 +54,10 @@ def run(
         tuple(name.strip() for part in config.header for name in part.split(",")),
         escaped(config.delimiter),
     )  # fmt: skip
+    if len(set(layout.header)) < len(layout.header) or "" in layout.header:
+        shown = ",".join(layout.header)
+        raise UsageError(f"--header is `{shown}`, but each column needs a name of its own",
+                         "for example: --header label,text")  # fmt: skip
     fractions = {name: fraction(getattr(config, name), name) for name in ("val", "test")}
     if sum(share or 0 for share in fractions.values()) >= 1:
         raise UsageError(
@@ -100,7 +104,16 @@ def run(
 
 def _chooser(task: Task, wanted: Mapping[str, str]) -> Any:
     """Which of a source's columns the task reads."""
-    return lambda found, where: task.columns(found, wanted, where)
+
+    def choose(found: Mapping[str, str], where: str) -> dict[str, str]:
+        chosen = task.columns(found, wanted, where)
+        for name in wanted:
+            if name not in chosen:
+                raise UsageError(f"--column names `{name}`, which the task `{task.name}` does not "
+                                 "know", did_you_mean(name, chosen))  # fmt: skip
+        return chosen
+
+    return choose
 
 
 def _options(config: PrepareConfig) -> dict[str, Any]:
@@ -117,7 +130,7 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
 def _describe(
     source: Any, choose: Any, layout: Any, cache: HashCache, context: Context
 ) -> dict[str, Any]:
-    """What a source is to the fingerprint; `files`: those that its rows name."""
+    """What a source is to the fingerprint; `named`: the files that its rows name."""
     from bigmodel_cli.prepare.readers import named_files
     from bigmodel_cli.prepare.sources import load_hub
 
@@ -132,16 +145,21 @@ def _describe(
     found = {"name": source.name, "split": source.split, "sha256": digest}
     named: dict[str, str | None] = {}
     for name in sorted(named_files(source, choose, layout)):
-        with contextlib.suppress(OSError, ValueError):
-            path = source.folder / name
-            named[name] = cache.sha256(path) if path.is_file() else None
-    return {**found, "files": manifest.fingerprint(named)} if named else found
+        named[name] = _digest(source, name, cache)
+    return {**found, "named": named} if named else found
+
+
+def _digest(source: Any, name: str, cache: HashCache) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        path = source.folder / name
+        return cache.sha256(path) if path.is_file() else None
+    return None
 
 
 def _keyed(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe with its inputs by name, for people to be told what differs."""
     inputs = {item["name"]: item["sha256"] for item in recipe["inputs"]}
-    files = {item["name"]: item["files"] for item in recipe["inputs"] if "files" in item}
+    files = {item["name"]: item["named"] for item in recipe["inputs"] if "named" in item}
     return {**recipe, "inputs": inputs, **({"named files": files} if files else {})}
 
 
@@ -178,7 +196,14 @@ def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
         return []
     cache = HashCache(workdir.data)
     now = {s.name: cache.sha256(s.path) for s in found if s.path}
-    return manifest.changes(_keyed(document["recipe"])["inputs"], now)
+    changed = manifest.changes(_keyed(document["recipe"])["inputs"], now)
+    named = {item["name"]: item["named"] for item in document["recipe"]["inputs"]
+             if "named" in item}  # fmt: skip
+    for source in found:
+        before = named.get(source.name, {})
+        after = {name: _digest(source, name, cache) for name in before}
+        changed += manifest.changes(before, after, f"{source.name}: ")
+    return changed
 
 
 def _shards(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -258,6 +258,11 @@ class Task(ABC):
         """What the numbers mean that the model reads: only tasks of the same can share weights."""
         return ""
 
+    @property
+    def answers_with(self) -> str:
+        """What the numbers mean that the model gives: the last layer of another is not taken."""
+        return self.signature
+
     def fresh_ids(self, before: Task) -> list[int]:
         """The tokens that this task uses, but not the one of the same signature before."""
         del before

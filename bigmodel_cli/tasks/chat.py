@@ -57,19 +57,15 @@ class Chat(TextTask):
     fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
     chat_template = CHATML
 
-    @property
-    def _end(self) -> int:
-        return self._special(END)
-
     def _special(self, text: str) -> int:
         return {name: token for token, name in self.tokenizer.specials.items()}[text]  # type: ignore[no-any-return]
 
     @property
     def ends(self) -> list[int]:
-        return [self._end, self.tokenizer.endoftext]
+        return [self._special(END), self.tokenizer.endoftext]
 
     def used_specials(self) -> set[int]:
-        return {self.tokenizer.endoftext, self._special(START), self._end}
+        return {self.tokenizer.endoftext, self._special(START), self._special(END)}
 
     # prepare ---------------------------------------------------------------------------------
 
@@ -289,7 +285,8 @@ class Chat(TextTask):
         return {
             "window": self.options.context, "tokenization": self.tokenizer.signature,
             "scored": "the assistant's turns, each with its end", "template": "ChatML",
-            "replies": f"greedy, to each dialogue's last turn, at most {MOST_TOKENS} tokens",
+            "replies": f"greedy, to each dialogue's last turn, at most {MOST_TOKENS} tokens; what "
+            f"is before it loses its oldest turns beyond {self._room(MOST_TOKENS)} tokens",
             self._chrf.name: self._chrf.signature,
             "bytes": "UTF-8 bytes of the replies",
         }  # fmt: skip
@@ -331,11 +328,11 @@ class Chat(TextTask):
     def _dialogue(self, split: Split, unit: int) -> list[Message]:
         """A dialogue's messages, from its tokens."""
         tokens, _ = self._unit(split, unit)
-        marks = {self._special(START), self._end, self.tokenizer.endoftext}
+        marks = {self._special(START), self._special(END), self.tokenizer.endoftext}
         found: list[Message] = []
         part: list[int] = []
         for token in tokens.tolist():
-            if token == self._end and part:
+            if token == self._special(END) and part:
                 role, _, content = self.tokenizer.decode(part).partition("\n")
                 found.append({"role": role, "content": content})
             part = [] if token in marks else [*part, token]
@@ -356,9 +353,8 @@ class Chat(TextTask):
             request = self.request({"messages": dialogue[:-1], "max_tokens": 128})
             outputs = [last for *_, last in self.answer(model, [request]) if last]
             shown = "\n".join(f"{m['role']}: {m['content']}" for m in dialogue[:-1])
-            reply = outputs[0]["message"]["content"]
-            found.append({"prompt": shown[-2000:] + "\n", "output": reply,
-                          "reference": dialogue[-1]["content"][:1000]})  # fmt: skip
+            found.append({"prompt": shown[-2000:] + "\n", "reference": dialogue[-1]["content"][:1000],
+                          "output": outputs[0]["message"]["content"]})  # fmt: skip
         return found
 
     def proof(self, split: Split, count: int) -> Proof:
@@ -377,19 +373,23 @@ class Chat(TextTask):
 
         return generation(document, requested(document.get("messages")))
 
+    def _room(self, written: int) -> int:
+        """Tokens of a dialogue that an answer of so many leaves room for: half at least."""
+        shape = self.shape()
+        return max(1, shape.context - min(written, shape.context // 2))
+
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        from bigmodel_cli.tasks.dialogues import latest
         from bigmodel_cli.tasks.requests import write
 
         prompts = []
         for request in requests:
-            found = request.prompt
-            room = max(1, self.options.context - min(request.max_tokens, self.options.context // 2))
-            ((tokens, _),) = self._encode([found], prompt=True)
-            while len(tokens) > room and len(found) > 1:  # as in training: the oldest go
-                first = 1 if found[0]["role"] == "system" and len(found) > 2 else 0
-                found = found[:first] + found[first + 1 :]
+            room = self._room(request.max_tokens)
+            ((tokens, _),) = self._encode([request.prompt], prompt=True)
+            if len(tokens) > room:  # as in training: the oldest turns go
+                found = latest(request.prompt, self.tokenizer, room)
                 ((tokens, _),) = self._encode([found], prompt=True)
             prompts.append(tokens)
         for index, text, reason, whole in write(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "sentiment")
 LABELS_FILE = "labels.json"
 MOST_CLASSES = 4096
+LONGEST_LABEL = 256  # bytes; what is longer is no label
 BINS = 15  # of confidence, for the calibration error
 SHOWN_CLASSES = 20  # of which a confusion matrix is shown whole; of more, the most frequent ones
 ROWS = 64  # scored at a time
@@ -74,9 +75,11 @@ class Classification(Task):
 
         labels = pc.utf8_trim_whitespace(pc.fill_null(units.table.column("label"), ""))
         none = as_array(pc.equal(pc.binary_length(labels), 0))
-        for index in np.flatnonzero(none).tolist():
-            ledger.drop("no_label", int(units.sizes[index]), units.where(index))
-        places = np.flatnonzero(~none)
+        long = as_array(pc.greater(pc.binary_length(labels), LONGEST_LABEL))
+        for reason, which in (("no_label", none), ("long_label", long)):
+            for index in np.flatnonzero(which).tolist():
+                ledger.drop(reason, int(units.sizes[index]), units.where(index))
+        places = np.flatnonzero(~none & ~long)
         if not len(places):
             return None
         chosen = as_column(places)
@@ -111,6 +114,10 @@ class Classification(Task):
 
         places = {name: place for place, name in enumerate(self.labels)}
         return np.array([places[name] for name in labels.to_pylist()], np.uint16)
+
+    @property
+    def answers_with(self) -> str:
+        return json.dumps(self.labels)
 
     def save_labels(self, folder: Path) -> None:
         write_json(folder / LABELS_FILE, {"labels": self.labels})

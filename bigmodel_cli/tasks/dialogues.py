@@ -36,6 +36,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MOST_MESSAGES = 4096
+FRAME = 4  # tokens around a message, at least
 SPECIAL, BETWEEN = -2, -1  # pieces of a rendered dialogue that are no message's content
 
 
@@ -107,6 +108,8 @@ def requested(given: Any) -> list[Message]:
     example = 'for example {"messages": [{"role": "user", "content": "…"}]}'
     if not isinstance(given, list) or not given:
         raise DataError("`messages` must be a list of messages", example)
+    if len(given) > MOST_MESSAGES:
+        raise DataError(f"`messages` has {len(given):,} messages, and may have {MOST_MESSAGES:,}")
     found: list[Message] = []
     for place, message in enumerate(given):
         role = message.get("role") if isinstance(message, dict) else None
@@ -221,7 +224,11 @@ def shorten(
         i for i, m in enumerate(turns)
         if m["role"] == "user" and (not i or turns[i - 1]["role"] == "assistant")
     ]  # fmt: skip
+    room = most - sum(_sizes(system, tokenizer)) - 2 * FRAME
+    sizes = _sizes(turns, tokenizer)
     for start in starts[1:]:
+        if sum(sizes[start:]) > room:  # hopeless, told without encoding all of it again
+            continue
         shorter = [*system, *turns[start:]]
         if len(encode([shorter])[0][0]) <= most:
             return shorter
@@ -240,6 +247,25 @@ def shorten(
         text = tokenizer.decode(contents[longest]).strip("\ufffd").strip() or "…"
         last = [*last[:longest], {**last[longest], "content": text}, *last[longest + 1 :]]
     return last
+
+
+def _sizes(found: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """About the tokens of each message: its content's, and the least that stands around it."""
+    _, counts = tokenizer.encode_batch([m["content"] for m in found])
+    return [count + FRAME for count in counts.tolist()]
+
+
+def latest(found: Sequence[Message], tokenizer: Tokenizer, room: int) -> list[Message]:
+    """The last messages of a dialogue of about so many tokens, after what the system says first."""
+    sizes = _sizes(found, tokenizer)
+    system = [m for m in found[:1] if m["role"] == "system" and len(found) > 1]
+    left = room - sum(sizes[: len(system)])
+    start = len(found) - 1
+    left -= sizes[start] + FRAME
+    while start > len(system) and left >= sizes[start - 1]:
+        start -= 1
+        left -= sizes[start]
+    return [*system, *found[start:]]
 
 
 def units(batch: Rows, ledger: Ledger) -> Units | None:

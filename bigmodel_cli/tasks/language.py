@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.errors import DataError
+from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
@@ -130,7 +130,14 @@ class Language(TextTask):
     def plan(self, split: Split, seed: int) -> PackedPlan:
         from bigmodel_cli.tasks.packing import PackedOrder, PackedPlan, Sequences
 
-        order = PackedOrder(Sequences.of(split), self.options.context, seed)
+        sequences = Sequences.of(split)
+        tokens = int(sequences.lengths.sum())
+        if tokens < self.options.context and len(sequences):
+            raise UsageError(
+                f"--context is {self.options.context:,}, but the train split has only {tokens:,} "
+                "tokens", "choose a shorter context, or prepare more data",
+            )  # fmt: skip
+        order = PackedOrder(sequences, self.options.context, seed)
         return PackedPlan(order, self.tokenizer if self.masked else None)
 
     def loss_sum(self, model: SequenceModel, batch: Batch) -> Tensor:

@@ -57,13 +57,10 @@ class RecommendationOptions:
         stage="prepare",
         choices=("leave-one-out", "time"),
     )
-    context: int = option(
-        50, "The last items of a history that the model sees.", stage="train", minimum=2,
-        maximum=1 << 20, panel="Model",
-    )  # fmt: skip
-    repeat: bool = option(
-        False, "Recommend items of the history, too.", stage="train", panel="Model"
-    )
+    context: int = option(50, "The last items of a history that the model sees.", stage="train",
+                          minimum=2, maximum=1 << 20, panel="Model")  # fmt: skip
+    repeat: bool = option(False, "Recommend items of the history, too.", stage="train",
+                          panel="Model")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +78,8 @@ class Recommendation(Task):
     unit_name = "users"
     measure = "interactions"
     kinds: ClassVar[Mapping[str, str]] = dict.fromkeys(COLUMNS, "value")
-    # few interactions and many items: without dropout the best is over after a few epochs
     defaults: ClassVar[Mapping[str, Any]] = {"cell": "gru", "dropout": 0.5}
+    positions = "items"
     field = "history"
     fields = ("k", "repeat")
 
@@ -388,10 +385,14 @@ class Recommendation(Task):
                 found[index] = best(logs_V, wish.k, [] if wish.repeat else wish.history)
         for index, wish in enumerate(wishes):
             fallback = index not in found
-            ranked = found.get(index) or [
-                (place, math.log((count + 1) / total))
-                for place, count in enumerate(self.counts[: wish.k])
-            ]
+            ranked = (
+                found[index]
+                if not fallback
+                else [
+                    (place, math.log((count + 1) / total))
+                    for place, count in enumerate(self.counts[: wish.k])
+                ]
+            )
             items = [{"item": self.names[i], "score": round(score, 4)} for i, score in ranked]
             shown = "\n".join(f"{score:9.4f}  {self.names[i]}" for i, score in ranked)
             note = "no known item in the history: the most popular\n" if fallback else ""

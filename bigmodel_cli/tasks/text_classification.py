@@ -5,6 +5,7 @@ A unit is a text with its label; labels are split each by itself. Legend: B rows
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -88,14 +89,16 @@ class TextClassification(TextTask, Classification):
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
     ) -> Iterator[Units]:
+        import pyarrow.compute as pc
+
         from bigmodel_cli.tasks.clean import clean_text
 
         del shares
         for batch in rows:
             units = clean_text(batch, ledger, self.options.min_chars)
             units = units and self.labelled(units, ledger)
-            if units is not None:
-                yield units
+            if units is not None:  # space around makes no other text
+                yield dataclasses.replace(units, keys=pc.utf8_trim_whitespace(units.keys))
 
     def fit(
         self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,

@@ -167,7 +167,7 @@ class Loop:
         }  # fmt: skip
         self._write(record)
         fields = {"step": f"{self.step:,}", "loss": f"{done.loss:.3f}"}
-        fields["speed"] = f"{self.speed:,.0f} tokens/s"
+        fields["speed"] = f"{self.speed:,.0f} {self.engine.task.positions}/s"
         fields["of peak"] = f"{self.speed * self.flops / self.peak:.0%}"
         if self.shown:
             name, value = next(iter(self.shown.items()))

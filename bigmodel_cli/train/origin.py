@@ -86,9 +86,13 @@ def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
     otherwise, and for weights that cannot serve the task."""
     model = origin.model
     given: dict[str, Any] = {name: getattr(config, name) for name in SAME}
-    given["model"] = config.model if config.model != TrainConfig().model else None
+    for name in ("model", "cell", "window", "tie"):  # where something else than usual is asked for
+        usual = {getattr(TrainConfig(), name), task.defaults.get(name)}
+        applies = {"cell": model.family == "rnn", "window": model.family == "mlp"}.get(name, True)
+        value = getattr(config, name)
+        given[name] = value if value not in usual and applies else None
     for name, value in given.items():
-        own = model.family if name == "model" else getattr(model, name)
+        own = getattr(model, {"model": "family", "tie": "tied"}.get(name, name))
         if value is not None and value != own:
             raise UsageError(
                 f"--{name.replace('_', '-')} is {value}, but `{origin.name}` has {own}",
@@ -121,9 +125,12 @@ def begin(model: nn.Module, origin: Origin, task: Task) -> list[str]:
     """
     import torch
 
+    before = origin.task()
     known, own = origin.load(), model.state_dict()
     shared = {n: w for n, w in known.items() if n in own and w.shape == own[n].shape}
-    fresh = task.fresh_ids(origin.task())
+    if before.answers_with != task.answers_with:
+        shared = {n: w for n, w in shared.items() if not n.startswith("head.")}
+    fresh = task.fresh_ids(before)
     if fresh:
         for name in ("embed.weight", "head.weight"):
             if name in shared and len(shared[name]) > max(fresh):

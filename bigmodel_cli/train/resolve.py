@@ -46,7 +46,8 @@ def resolve(
         hidden=config.hidden, cell=config.cell, window=config.window, tie=config.tie,
         dropout=config.dropout,
     )  # fmt: skip
-    _fits(plan, data)
+    if not plan.rows:
+        raise DataError("the train split holds nothing to predict", "prepare more data")
     batch = config.batch_size or _batch_size(model, plan, device.type)
     length = budget.length(config, plan.rows, batch, plan.row_tokens)
     of_rank = -(-batch // parallel.world())
@@ -78,17 +79,6 @@ def resolve(
         ),
         "resolved": resolved, "model": model.to_json(), "hardware": engine.hardware(device),
     }  # fmt: skip
-
-
-def _fits(plan: Plan, data: Mapping[str, Any]) -> None:
-    tokens = data["splits"]["train"]["tokens"]
-    if not plan.rows:
-        raise DataError("the train split holds nothing to predict", "prepare more data")
-    if plan.row_tokens > tokens:
-        raise UsageError(
-            f"--context is {plan.row_tokens:,.0f}, but the train split has only {tokens:,} tokens",
-            "choose a shorter context, or prepare more data",
-        )
 
 
 def _batch_size(model: ModelConfig, plan: Plan, device: str) -> int:

@@ -43,6 +43,8 @@ def run(
         model_config(config.model, config.size, None)  # type: ignore[arg-type]  # raises
     options = {**identity(config), **dict(task_options)}
     origin = find_origin(config.from_, workdir) if config.from_ else None
+    if origin and origin.weights.resolve().is_relative_to(place.folder.resolve()):
+        raise UsageError(f"run `{name}` cannot begin from itself", "name another with --run")
     if origin:  # wherever it lies
         options["from_"] = origin.sha256
     with contextlib.ExitStack() as stack:
