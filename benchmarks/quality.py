@@ -181,7 +181,8 @@ def fashion(data: Path, folder: Path, seeds: int) -> list[Figure]:
             for family in FASHION]  # fmt: skip
 
 
-TRANSLATION = ["--epochs", "20"]
+TRANSLATION = ["--width", "256", "--layers", "3", "--heads", "4", "--batch-size", "64",
+               "--epochs", "8"]  # fmt: skip
 
 
 def multi30k(data: Path, folder: Path, seeds: int) -> list[Figure]:
@@ -221,7 +222,7 @@ def _recommend(source: Path, work: Path, name: str, epochs: int, seeds: int, goa
     for model, options in RECOMMENDERS.items():
         found = []
         for seed in range(seeds if not figures else 1):  # of the others, one
-            run = f"{model.split()[0]}-{len(figures)}-{seed}"
+            run = f"{len(figures)}-{seed}"
             bigmodel(work, "train", "--run", run, "--seed", seed, "--epochs", epochs, *options)
             document = bigmodel(work, "evaluate", "--run", run, "--samples", "0")
             found.append(value(document, "ndcg@10"))

@@ -352,9 +352,9 @@ class Chat(TextTask):
                 continue
             request = self.request({"messages": dialogue[:-1], "max_tokens": 128})
             outputs = [last for *_, last in self.answer(model, [request]) if last]
-            shown = "\n".join(f"{m['role']}: {m['content']}" for m in dialogue[:-1])
-            found.append({"prompt": shown[-2000:] + "\n", "reference": dialogue[-1]["content"][:1000],
-                          "output": outputs[0]["message"]["content"]})  # fmt: skip
+            shown = "\n".join(f"{m['role']}: {m['content']}" for m in dialogue[:-1])[-2000:]
+            found.append({"prompt": shown + "\n", "output": outputs[0]["message"]["content"],
+                          "reference": dialogue[-1]["content"][:999]})  # fmt: skip
         return found
 
     def proof(self, split: Split, count: int) -> Proof:
