@@ -104,6 +104,10 @@ class ImageClassification(Classification):
         assert self._form is not None, "units or load comes first"
         return self._form
 
+    @property
+    def signature(self) -> str:
+        return f"pixels of {self.form.channels} channels"
+
     # prepare ---------------------------------------------------------------------------------
 
     @classmethod

@@ -35,6 +35,15 @@ RECOMMENDED = "recommended"
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """A request: the known items of the history, how many are wanted, whether known ones are."""
+
+    history: list[int]
+    k: int
+    repeat: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Targets:
     """What is to be told. units, items: (M,); seen: all items before each, one after another;
     counts: how many of these each has, (M,)."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from bigmodel_cli.artifacts.manifest import read_json, write_json
+from bigmodel_cli.artifacts.manifest import fingerprint, read_json, write_json
 from bigmodel_cli.errors import ArtifactError, DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.tasks.ranking import Wish
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
 COLUMNS = ("user", "item", "timestamp", "rating")
@@ -63,15 +64,6 @@ class RecommendationOptions:
                           panel="Model")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A request: the known items of the history, how many are wanted, whether known ones are."""
-
-    history: list[int]
-    k: int
-    repeat: bool
-
-
 class Recommendation(Task):
     name = "recommendation"
     Options = RecommendationOptions
@@ -88,6 +80,10 @@ class Recommendation(Task):
         self.names, self.counts = list(names), list(counts)
         self._numbers: dict[str, int] = {}
         self._remarks: list[str] = []
+
+    @property
+    def signature(self) -> str:
+        return fingerprint({"items": self.names})
 
     # prepare ---------------------------------------------------------------------------------
 
@@ -307,7 +303,7 @@ class Recommendation(Task):
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
         from bigmodel_cli.tasks.packing import SAMPLES, generator
-        from bigmodel_cli.tasks.ranking import targets_of
+        from bigmodel_cli.tasks.ranking import Wish, targets_of
 
         chosen = generator(SAMPLES, seed).permutation(len(split))[:count].tolist()
         found: list[dict[str, str]] = []
@@ -340,6 +336,7 @@ class Recommendation(Task):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
+        from bigmodel_cli.tasks.ranking import Wish
         from bigmodel_cli.tasks.requests import number_field, shown
 
         history = document.get("history")

@@ -144,3 +144,32 @@ def test_damaged_weights_are_refused(language: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="corrupt"):
         train(language, "other", from_=str(bundle), **STILL)
     assert json.loads(STORIES.read_text("utf-8").splitlines()[0])
+
+
+def test_items_of_others_are_refused_and_other_labels_begin_anew(
+    language: Path, tmp_path: Path
+) -> None:
+    """Numbers that mean something else are not taken over."""
+    works = []
+    for letter in "ab":
+        lines = [f"u{u},{letter}{(u * 7 + i) % 20},{i}" for u in range(40) for i in range(9)]
+        path = tmp_path / f"{letter}.csv"
+        path.write_text("\n".join(["user,item,timestamp", *lines]))
+        works.append(tmp_path / letter)
+        prepare(works[-1], path)
+    train(works[0])
+    source = Workdir(works[0]).run("default").folder
+    with pytest.raises(UsageError, match="other interactions"):
+        train(works[1], from_=str(source), **STILL)
+    with pytest.raises(UsageError, match="itself"):
+        train(works[0], from_="default", **STILL)
+    codec = Workdir(language).run("bert").codec
+    first = service(tmp_path, "intents.jsonl", codec)
+    train(first)
+    rows = (tmp_path / "intents.jsonl").read_text("utf-8").replace('"refund"', '"money"')
+    (tmp_path / "other.jsonl").write_text(rows, "utf-8")
+    prepare(tmp_path / "other", tmp_path / "other.jsonl", tokenizer=str(codec))
+    events = Events()
+    train(tmp_path / "other", context=events.context(),
+          from_=str(Workdir(first).run("default").folder), **STILL)  # fmt: skip
+    assert "new: head.bias, head.weight" in events.notes
