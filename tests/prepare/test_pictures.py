@@ -422,3 +422,36 @@ def test_no_pictures(tmp_path: Path) -> None:
     folder(tmp_path / "one", x, ["cat"] * COUNT)
     with pytest.raises(DataError, match="only one label"):
         prepare(tmp_path / "work", tmp_path / "one", test="0")
+
+
+def test_a_file_that_an_object_names_is_part_of_its_source(tmp_path: Path) -> None:
+    x, y = pictures()
+    root = csv_of_paths(tmp_path / "in", x, y)
+    lines = (root / "rows.csv").read_text("utf-8").splitlines()[1:]
+    named = [line.split(",") for line in lines]
+    rows = [{"image": {"path": path}, "label": label} for path, label in named]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    prepare(tmp_path / "work", root / "rows.jsonl", val="0", test="0.2")
+    assert prepare(tmp_path / "work", root / "rows.jsonl", val="0", test="0.2").fresh
+    (root / "files" / "3.png").write_bytes(png(255 - x[3]))
+    assert not prepare(tmp_path / "work", root / "rows.jsonl", val="0", test="0.2").fresh
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "data"),
+    [("<i4", (-60,), b"\0" * 240), ("|S0", (60,), b""), ("<U1", (60,), b"\xff\xff\xff\x7f" * 60),
+     ("<U1", (60,), b"\x00\xd8\x00\x00" * 60)],
+    ids=["negative", "no width", "no character", "half a surrogate"],
+)  # fmt: skip
+def test_hostile_labels_of_numpy_are_refused(
+    tmp_path: Path, kind: str, shape: tuple[int, ...], data: bytes
+) -> None:
+    x, _ = pictures()
+    np.save(tmp_path / "a-images.npy", x)
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": kind, "fortran_order": False, "shape": shape}
+    )
+    (tmp_path / "a-labels.npy").write_bytes(head.getvalue() + data)
+    with pytest.raises(DataError, match=r"a-labels\.npy"):
+        prepare(tmp_path / "work", tmp_path / "a-images.npy", val="0", test="0.2")

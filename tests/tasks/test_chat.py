@@ -191,6 +191,19 @@ def test_an_exchange_that_is_too_long_by_itself_is_cut_and_fits(turns: int) -> N
     assert short[-1]["content"].startswith("f")
 
 
+def test_the_latest_turns_are_found_without_encoding_all_of_them_again_and_again() -> None:
+    made = task(context=256)
+    talk = [{"role": "system", "content": "Be kind."}]
+    talk += [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(4001)]
+    found = dialogues.latest(talk, made.tokenizer, 200)
+    assert found[0] == talk[0]
+    assert found[-1] == talk[-1]
+    assert 2 < len(found) < 30
+    short = dialogues.shorten(talk[:-1], made._encode, made.tokenizer, 257)
+    assert len(made._encode([short])[0][0]) <= 257
+    assert short[-1] == talk[-2]
+
+
 def test_dialogues_share_rows_without_seeing_each_other(tmp_path: Path) -> None:
     made = task(context=128)
     talks = [[{"role": "user", "content": "a" * i}, {"role": "assistant", "content": "b" * i}]

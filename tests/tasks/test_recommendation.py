@@ -485,3 +485,14 @@ def test_a_small_model_comes_near_the_best_ranking_and_never_beyond(
         assert share * best[name] < found[name] < best[name] + 3 * spread
     assert best["loss"] - 0.1 < found["loss"] < 1.12 * best["loss"]
     assert document["metrics"]["ndcg@10"]["low"] > document["baselines"]["item_knn"]["ndcg@10"]
+
+
+def test_a_history_of_all_items_leaves_nothing_to_recommend(work: Path) -> None:
+    train(work)
+    deploy(work)
+    predictor = Predictor(Workdir(work).run("default").bundle, "cpu", 1)
+    names = predictor.task.names  # type: ignore[attr-defined]
+    lines = [json.dumps({"history": names}).encode(), b'{"history": ["nobody had it"]}']
+    known, unknown = predictor.answer_lines(lines, {})
+    assert known == {"items": [], "fallback": False}
+    assert unknown["fallback"]

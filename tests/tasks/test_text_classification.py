@@ -140,6 +140,17 @@ def test_labels_that_cannot_be_told_apart_are_refused(
     assert not Workdir(tmp_path / "w").manifest.exists()
 
 
+def test_columns_and_headers_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    source = rows(tmp_path, many(40, {"a": 20, "b": 20}))
+    with pytest.raises(UsageError, match="--column names `tekst`"):
+        prepare(tmp_path / "w", source, column=("tekst=text",))
+    with pytest.raises(UsageError, match="a name of its own"):
+        prepare(tmp_path / "w", source, header=("label,label",))
+    long = rows(tmp_path, [*many(40, {"a": 20, "b": 20}), ("x", "y" * 300)], "long.jsonl")
+    made = prepare(tmp_path / "w", long).manifest
+    assert made["ledger"]["dropped"]["long_label"]["rows"] == 1
+
+
 def test_an_option_of_another_task_is_refused(tmp_path: Path) -> None:
     source = rows(tmp_path, many(40, {"a": 20, "b": 20}))
     with pytest.raises(UsageError, match="--context is no option of the task `language`"):

@@ -133,6 +133,16 @@ def test_a_source_is_in_one_split_whatever_its_translations(tmp_path: Path) -> N
     assert len(set().union(*seen)) == 150
 
 
+def test_a_source_of_a_named_test_file_is_not_learned_from(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, [(f"sentence {i}", f"Satz {i}") for i in range(60)])
+    held = jsonl(
+        tmp_path, [(f"sentence {i}", f"Ein Satz {i}") for i in range(50, 90)], "held.jsonl"
+    )
+    made = prepare(tmp_path / "w", source, tokenizer="bytes", val="0", test=str(held)).manifest
+    assert made["ledger"]["dropped"]["in_held_out"]["rows"] == 10
+    assert [made["splits"][s]["units"] for s in ("train", "test")] == [50, 40]
+
+
 def test_only_the_target_is_learned(tmp_path: Path) -> None:
     prepare(tmp_path / "w", jsonl(tmp_path, PAIRS), tokenizer="bytes", val="0", test="0")
     made: Any = load_task(Workdir(tmp_path / "w").codec, "")
