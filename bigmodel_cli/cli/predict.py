@@ -28,7 +28,8 @@ HELP = """Answer requests from a bundle, and from nothing else.
 
 Without a prompt, reads JSON lines and writes one answer each, in order; a bad line yields
 {"error": {...}} in its place, and exit 4 at the end. What a line does not say is taken from the
-options. A masked model fills in each <|mask|> of its prompt."""
+options. A masked model fills in each <|mask|> of its prompt. For other tasks the prompt is what the
+user says, the source, the text, the path of a picture, or items with commas between them."""
 FIELDS = {name for task in TABLE for name in task_class(task).fields}
 BLOCK = 1 << 16
 

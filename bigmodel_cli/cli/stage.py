@@ -12,23 +12,29 @@ from bigmodel_cli.options import Key, Resolved, resolve
 
 
 def settle(
-    stage: str, known: Iterable[Key], flags: Mapping[str, Any], common: Mapping[str, Any]
-) -> Resolved | None:
-    """The configuration in force; None when --show-config asked only to see it."""
-    resolved = resolve(stage, known, flags, recipe=common["config"], sets=common["set_"] or ())
+    stage: str, known: Iterable[Key], flags: Mapping[str, Any], common: Mapping[str, Any],
+    others: Iterable[Key] = (),
+) -> Resolved | None:  # fmt: skip
+    """The configuration in force; None when --show-config asked only to see it. others: keys that
+    may be said, but are of no use to the task at hand, and not shown."""
+    known = list(known)
+    resolved = resolve(stage, [*known, *others], flags, recipe=common["config"],
+                       sets=common["set_"] or ())  # fmt: skip
     if not common["show_config"]:
         return resolved
+    values = {key.name.rstrip("_"): resolved.values[key.name] for key in known}
+    origins = {key.name.rstrip("_"): resolved.origins[key.name] for key in known}
     if common["json_"]:
         render.document(
             {
                 stage: {
-                    name: {"value": value, "origin": resolved.origins[name]}
-                    for name, value in resolved.values.items()
+                    name: {"value": value, "origin": origins[name]}
+                    for name, value in values.items()
                 }
             }
         )
     else:
-        render.config(stage, resolved.values, resolved.origins)
+        render.config(stage, values, origins)
     return None
 
 

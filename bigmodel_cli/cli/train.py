@@ -15,8 +15,8 @@ from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
-from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import task_class
+from bigmodel_cli.options import Key, keys
+from bigmodel_cli.tasks import TABLE, task_class
 from bigmodel_cli.tasks.keys import task_keys, task_options
 
 HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
@@ -40,7 +40,17 @@ def register(app: typer.Typer) -> None:
     table = "\n".join(f"    {a:<6} {b:<26} {c:<17} {d}" for a, b, c, d in rows)
     small, *_, large = (f"{count:,}" for count in TABLE_VOCABULARIES.values())
     help_ = HELP.format(table=table, vocabularies=f"{small} to {large} tokens")
-    command(app, "train", [*keys(TrainConfig), *task_keys("train")], act, help_)
+    command(app, "train", [*map(_by_task, keys(TrainConfig)), *task_keys("train")], act, help_)
+
+
+def _by_task(key: Key) -> Key:
+    """A key whose help also says which tasks have another default."""
+    other = {n: task_class(n).defaults[key.name] for n in TABLE
+             if key.name in task_class(n).defaults}  # fmt: skip
+    if not other:
+        return key
+    shown = ", ".join([str(key.default), *(f"{name}: {value}" for name, value in other.items())])
+    return dataclasses.replace(key, meta={**key.meta, "shown_default": shown})
 
 
 def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
@@ -50,18 +60,16 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         dataclasses.replace(key, default=task.defaults.get(key.name, key.default)) if task else key
         for key in keys(TrainConfig)
     ]
-    names = task_keys("train")
-    if task:  # whose own defaults come first
-        own = {key.name: key for key in keys(task.Options, "train")}
-        names = [own.get(key.name, key) for key in names]
-    config = settle("train", [*known, *names], flags, common)
+    own = list(keys(task.Options, "train")) if task else task_keys("train")
+    others = [key for key in task_keys("train") if key.name not in {k.name for k in own}]
+    config = settle("train", [*known, *own], flags, common, others)
     if config is None:
         return
     from bigmodel_cli.train import parallel
     from bigmodel_cli.train.run import run as train
 
     task = task or task_class(place.read_data()["task"])
-    options = task_options(task, "train", config.said(names))
+    options = task_options(task, "train", config.said([*own, *others]))
     built = config.build(TrainConfig)
     if built.verify_resume:
         from bigmodel_cli.train.verify import verify
