@@ -141,13 +141,22 @@ class ImageClassification(Classification):
         import pyarrow as pa
 
         from bigmodel_cli.tasks.clean import as_column
-        from bigmodel_cli.tasks.pixels import NoPictureError, array, is_grey, opened, usual_form
+        from bigmodel_cli.tasks.pixels import (
+            USUAL,
+            Form,
+            NoPictureError,
+            array,
+            is_grey,
+            opened,
+            usual_form,
+        )  # fmt: skip
 
         table = rows.table.slice(first, TOGETHER)
         images = table.column("image")
         if self._form is None:
             self._form = usual_form(images, self.options.image_size, self.options.color)
-        fades = self.form.channels == 1 and self.options.color == "auto"
+        form = self._form or Form(1, USUAL)  # of no picture that can be read
+        fades = form.channels == 1 and self.options.color == "auto"
         places, sizes, pixels = [], [], []
         for index in range(len(images)):
             data = images[index].as_buffer()
@@ -157,10 +166,10 @@ class ImageClassification(Classification):
                 picture = opened(b"" if data is None else data.to_pybytes())
                 coloured = fades and picture.mode not in ("1", "L")
                 if coloured:
-                    in_colour = array(picture, dataclasses.replace(self.form, channels=3))
+                    in_colour = array(picture, dataclasses.replace(form, channels=3))
                     self._faded += not is_grey(in_colour)
                     picture = opened(data.to_pybytes())
-                pixels.append(array(picture, self.form).tobytes())
+                pixels.append(array(picture, form).tobytes())
             except NoPictureError as error:
                 ledger.drop(str(error), size, rows.where(first + index))
                 continue

@@ -213,6 +213,13 @@ def sifted(data: Interactions, ledger: Ledger, least: int) -> tuple[NDArray[np.i
     if data.times is None:
         order = np.argsort(data.users, kind="stable")
         remarks.append("no timestamps: rows are taken to be in their order in time")
+        pairs = data.users.astype(np.int64) * max(1, len(data.item_names)) + data.items
+        both = int(np.isin(pairs[data.parts > 0], pairs[data.parts == 0]).sum())
+        if both:
+            remarks.append(
+                f"{both:,} interactions of val and test are in train, too: without timestamps it "
+                "cannot be told whether they are the same ones"
+            )
     else:
         order = np.lexsort((data.times, data.users))
         again = repeats(data, order)

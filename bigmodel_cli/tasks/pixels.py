@@ -121,10 +121,13 @@ def is_grey(pixels_CSS: NDArray[np.uint8]) -> bool:
     return bool((pixels_CSS == first).all())
 
 
-def usual_form(images: Any, size: int | None, color: str) -> Form:
-    """The form that was asked for, or that the first encoded pictures of a column have."""
-    sizes, grey = set(), True
-    for index in range(min(LOOKED_AT, len(images))):
+def usual_form(images: Any, size: int | None, color: str) -> Form | None:
+    """The form that was asked for, or that the first encoded pictures of a column have; None if
+    there is none that can be read."""
+    sizes, grey, looked_at = set(), True, 0
+    for index in range(len(images)):
+        if looked_at == LOOKED_AT:
+            break
         try:
             picture = opened(images[index].as_py() or b"")
             own = picture.size
@@ -132,6 +135,9 @@ def usual_form(images: Any, size: int | None, color: str) -> Form:
         except NoPictureError:
             continue
         sizes.add(own)
+        looked_at += 1
+    if not looked_at:
+        return None
     if size is None:
         width, height = min(sizes, default=(0, 0))
         size = width if len(sizes) == 1 and width == height and 4 <= width <= USUAL else USUAL

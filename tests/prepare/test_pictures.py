@@ -455,3 +455,17 @@ def test_hostile_labels_of_numpy_are_refused(
     (tmp_path / "a-labels.npy").write_bytes(head.getvalue() + data)
     with pytest.raises(DataError, match=r"a-labels\.npy"):
         prepare(tmp_path / "work", tmp_path / "a-images.npy", val="0", test="0.2")
+
+
+def test_the_form_is_that_of_pictures_that_can_be_read(tmp_path: Path) -> None:
+    """Also where a thousand broken ones come before them."""
+    x, y = pictures()
+    for number in range(1100):
+        (tmp_path / "in" / "0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / "0" / f"{number:05d}.png").write_bytes(b"no picture")
+    for number, (image, label) in enumerate(zip(x, y, strict=True)):
+        (tmp_path / "in" / f"1{label}").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"1{label}" / f"{number}.png").write_bytes(png(image))
+    made = prepare(tmp_path / "work", tmp_path / "in", val="0", test="0.2").manifest
+    assert made["ledger"]["dropped"]["unreadable"]["rows"] == 1100
+    assert x[3].tobytes() in prepared(tmp_path / "work")

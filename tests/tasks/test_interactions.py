@@ -246,3 +246,12 @@ def test_every_format_is_read_and_known(tmp_path: Path, name: str) -> None:
     assert done.manifest["task"] == "recommendation"
     assert units(tmp_path / "work", "test") == [(["x", "y"], ["z"])]
     assert ledger(tmp_path / "work")["in"]["rows"] == 3
+
+
+def test_rows_of_test_that_may_be_in_train_are_told_of(tmp_path: Path) -> None:
+    rows = [(f"u{u}", f"i{(u + n) % 9}") for u in range(20) for n in range(7)]
+    train = write(tmp_path / "train.csv", rows, "user,item")
+    test = write(tmp_path / "test.csv", rows[-30:], "user,item")
+    events = Events()
+    prepare(tmp_path / "w", train, val="0", test=str(test), told=events.context())
+    assert "30 interactions of val and test are in train, too" in events.notes
