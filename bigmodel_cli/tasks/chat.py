@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -109,16 +109,8 @@ class Chat(TextTask):
             if units is not None:
                 yield units
 
-    def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
-        wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
-        def texts(limit: int) -> Iterator[str]:
-            for part in sample(limit):
-                for found in self._messages(part):
-                    yield from (m["content"] for m in found)
-
-        return self.learn(texts, size, wait)
+    def texts(self, units: pa.RecordBatch) -> Iterable[str]:
+        return (m["content"] for found in self._messages(units) for m in found)
 
     @staticmethod
     def _messages(units: pa.RecordBatch) -> list[list[Message]]:

@@ -312,12 +312,10 @@ class ImageClassification(Classification):
     # evaluate --------------------------------------------------------------------------------
 
     def scoring(self, split: Split, rows: int, limit: int | None = None) -> Iterator[Batch]:
-        import numpy as np
+        from bigmodel_cli.tasks.rows import by_length
 
-        count, step = min(len(split), limit or len(split)), max(rows, ROWS)
-        spread = np.arange(count) * len(split) // max(1, count)  # classes may lie one after another
-        for first in range(0, count, step):
-            yield self._batch(split, spread[first : first + step])
+        for examples in by_length(split.lengths("pixels"), max(rows, ROWS), limit):
+            yield self._batch(split, examples)
 
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), "image_size": self.form.size,

@@ -7,7 +7,7 @@ Legend: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +83,8 @@ class Language(TextTask):
             if units is not None:
                 yield units
 
-    def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
-        wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
-        def texts(limit: int) -> Iterator[str]:
-            return (text for part in sample(limit) for text in part.column("text").to_pylist())
-
-        return self.learn(texts, size, wait)
+    def texts(self, units: pa.RecordBatch) -> Iterable[str]:
+        return list(units.column("text").to_pylist())
 
     def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         del ledger  # nothing is ever cut

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from bigmodel_cli.artifacts.ledger import Ledger
@@ -83,12 +85,18 @@ class TextTask(Task):
         kind = self.options.tokenizer
         return {**super().identity(), "tokenizer": kind if kind in NEW else signature_of(kind)}
 
-    def learn(
-        self, texts: Callable[[int], Iterator[str]], size: int,
+    @abstractmethod
+    def texts(self, units: pa.RecordBatch) -> Iterable[str]:
+        """What the tokenizer is learned from."""
+
+    def fit(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
         wait: Callable[[Callable[[], None]], None],
     ) -> str:  # fmt: skip
-        """Makes or brings the tokenizer; texts(n) are about n bytes of the `size` to train on."""
         from bigmodel_cli.artifacts import tokenizer
+
+        def texts(limit: int) -> Iterator[str]:
+            return (text for part in sample(limit) for text in self.texts(part))
 
         kind = self.options.tokenizer
         if kind in NEW:

@@ -100,15 +100,14 @@ class TextClassification(TextTask, Classification):
             if units is not None:  # space around makes no other text
                 yield dataclasses.replace(units, keys=pc.utf8_trim_whitespace(units.keys))
 
+    def texts(self, units: pa.RecordBatch) -> Iterable[str]:
+        return list(units.column("text").to_pylist())
+
     def fit(
         self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
         wait: Callable[[Callable[[], None]], None],
     ) -> str:  # fmt: skip
-        def texts(limit: int) -> Iterator[str]:
-            return (text for part in sample(limit) for text in part.column("text").to_pylist())
-
-        classes = self.fit_labels()
-        return f"{classes}; {self.learn(texts, size, wait)}"
+        return f"{self.fit_labels()}; {super().fit(sample, size, wait)}"
 
     def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         import numpy as np

@@ -131,16 +131,8 @@ class Translation(TextTask):
             if units is not None:
                 yield units
 
-    def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
-        wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
-        def texts(limit: int) -> Iterator[str]:
-            for part in sample(limit):
-                for name in USUAL:
-                    yield from part.column(name).to_pylist()
-
-        return self.learn(texts, size, wait)
+    def texts(self, units: pa.RecordBatch) -> Iterable[str]:
+        return (text for name in USUAL for text in units.column(name).to_pylist())
 
     def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         del ledger  # what training cuts is counted by evaluations
