@@ -140,11 +140,11 @@ DIGITS = [
     "20",
 ]
 FASHION: dict[str, list[str]] = {
-    "transformer": ["--width", "96", "--layers", "3", "--heads", "3"],
-    "mlp": ["--model", "mlp", "--width", "128", "--layers", "4"],
-    "rnn": ["--model", "rnn", "--cell", "gru", "--width", "128", "--layers", "2"],
+    "mlp": ["--model", "mlp", "--width", "128", "--layers", "4", "--epochs", "20"],
+    "transformer": ["--width", "96", "--layers", "3", "--heads", "3", "--epochs", "10"],
+    "rnn": ["--model", "rnn", "--cell", "gru", "--width", "128", "--layers", "2", "--epochs", "10"],
 }
-FASHION_ALL = ["--batch-size", "64", "--epochs", "10", "--flip", "--shift", "2"]
+FASHION_ALL = ["--batch-size", "64", "--flip", "--shift", "2", "--erase", "0.25"]
 
 
 def digits(data: Path, folder: Path, seeds: int) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""The error tree. Each class owns its exit code; libraries raise, `cli` alone prints.
+"""The error trees. Each class owns its exit code; libraries raise, `cli` alone prints.
 
 BigmodelError      1   a bug of ours
 ├── UsageError     2   wrong usage or configuration
@@ -6,7 +6,10 @@ BigmodelError      1   a bug of ours
 ├── DataError      4   input data unusable
 ├── ArtifactError  5   an artifact missing, corrupt, stale or of a newer format
 ├── DivergedError  6   training diverged
-├── ResourceError  7   out of memory or disk, or not writable
+└── ResourceError  7   out of memory or disk, or not writable
+
+StopError              no Exception: a signal may come anywhere, and nobody who guards against a
+│                      library's failures may take it for one
 ├── StoppedError  75   stopped by SIGTERM, or the folder is in use: run the same command again
 └── InterruptError 130 Ctrl-C, likewise resumable
 """
@@ -17,16 +20,24 @@ import difflib
 from collections.abc import Iterable
 
 
-class BigmodelError(Exception):
+class _Told:
     """What happened, with the value in backticks, and a hint: the command to run next."""
 
     code = 1
     default_hint = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message)  # type: ignore[call-arg]
         self.message = message
         self.hint = hint or self.default_hint
+
+
+class BigmodelError(_Told, Exception):
+    pass
+
+
+class StopError(_Told, BaseException):
+    pass
 
 
 class UsageError(BigmodelError):
@@ -59,11 +70,11 @@ class ResourceError(BigmodelError):
     code = 7
 
 
-class StoppedError(BigmodelError):
+class StoppedError(StopError):
     code = 75
 
 
-class InterruptError(BigmodelError):
+class InterruptError(StopError):
     code = 130
 
 

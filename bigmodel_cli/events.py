@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bigmodel_cli.errors import BigmodelError, InterruptError, StoppedError
+from bigmodel_cli.errors import InterruptError, StopError, StoppedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Stop:
         if second or not self._deferred:
             self.raise_()
 
-    def error(self) -> BigmodelError:
+    def error(self) -> StopError:
         """What the program ends with once it is to stop."""
         if self.requested == signal.SIGINT:
             return InterruptError("interrupted", "run the same command again to go on")

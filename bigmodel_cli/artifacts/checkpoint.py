@@ -165,13 +165,24 @@ def mark_best(folder: Path, name: str, value: float | None) -> None:
 
 
 def prune(folder: Path, keep: int, best: str) -> None:
-    """Removes all but the best and the newest `keep`. Called after a new one is safe."""
-    for name in names(folder)[:-keep]:
+    """Removes all but the best and the newest `keep`. Called after a new one is safe: then one that
+    was made only because of a signal goes, too, and what stays is what an undisturbed run keeps."""
+    *others, _ = found = names(folder)
+    extra = [name for name in others if _interim(folder / name)]
+    kept = [name for name in found if name not in extra]
+    for name in [*extra, *kept[:-keep]]:
         if name != best:
             _remove(folder / name)
     for path in folder.glob("step-*"):
         if not (path / STATE).exists():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _interim(path: Path) -> bool:
+    try:
+        return bool(read_state(path).get("interim"))
+    except ArtifactError:
+        return False  # what is damaged is named when it is read to go on
 
 
 def _remove(path: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts.manifest import sha256, write_atomic
-from bigmodel_cli.errors import ArtifactError, BigmodelError, UsageError
+from bigmodel_cli.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,8 +131,6 @@ class Tokenizer:
             return ""
         try:
             self._renew()
-        except BigmodelError:  # a signal's
-            raise
         except Exception:  # it raises plain RuntimeError for a kind that it does not know
             return ""
         fast, self._fast = self._fast, None

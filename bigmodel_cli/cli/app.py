@@ -17,7 +17,7 @@ from bigmodel_cli import __version__
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, status, train
 from bigmodel_cli.cli.options import layout
-from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError
+from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError, StopError
 from bigmodel_cli.events import Stop
 
 STARTED = time.monotonic()
@@ -154,9 +154,9 @@ def _mend_streams() -> None:
                 stream.reconfigure(errors="replace")
 
 
-def as_known(error: BaseException) -> BigmodelError | None:
+def as_known(error: BaseException) -> BigmodelError | StopError | None:
     """Our own error, or what an error of Python's or torch's means; None for a bug."""
-    if isinstance(error, BigmodelError):
+    if isinstance(error, BigmodelError | StopError):
         return error
     text = str(error)
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -125,6 +125,7 @@ def _build(
     from bigmodel_cli.models.precision import check
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.models.sizes import ModelConfig
+    from bigmodel_cli.tasks.text import TextTask
 
     manifest.check_files(place.codec, training["codec"], "codec", CODEC_HINT)
     task = load_task(place.codec, CODEC_HINT)
@@ -132,24 +133,21 @@ def _build(
     check(shape, precision, "cpu")
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     model = build(shape, weights, str(path))
-    text: Any = task if hasattr(task, "tokenizer") else None
-    tokenizer = text and text.tokenizer
-    portable = tokenizer is not None and qwen3.fits(shape)
     name = f"bigmodel-{place.name}"
     staging = place.folder / f"{manifest.TEMPORARY}bundle"
     with manifest.storage(staging):
         staging.mkdir()
     save_task(task, staging)
-    if portable:
-        exported = qwen3.export_weights(weights, shape)
+    if isinstance(task, TextTask) and qwen3.fits(shape):
+        portable, exported = True, qwen3.export_weights(weights, shape)
         for file, document in {
-            "config.json": huggingface.config_json(shape, tokenizer),
-            "generation_config.json": huggingface.generation_config_json(tokenizer, text.ends),
-            "tokenizer_config.json": huggingface.tokenizer_config_json(shape, text.chat_template),
+            "config.json": huggingface.config_json(shape, task.tokenizer),
+            "generation_config.json": huggingface.generation_config_json(task.tokenizer, task.ends),
+            "tokenizer_config.json": huggingface.tokenizer_config_json(shape, task.chat_template),
         }.items():
             manifest.write_atomic(staging / file, _pretty(document))
     else:
-        exported = dict(weights)
+        portable, exported = False, dict(weights)
         context.note(f"this {shape.family} is loadable by bigmodel alone")
     context.emit(Progress("write", 0, None, ""))
     checkpoint.save_tensors(staging / checkpoint.MODEL, exported)

@@ -81,18 +81,21 @@ class SequenceModel(nn.Module):
         prefix_B: Tensor | None = None, pixels_BCHW: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, T, V), or (B, C), of tokens or of pixels. Positions of different segments in
-        one row do not see each other; without segments each row is one. A row's class is that of
-        its first segment. The first `prefix_B` positions of each row see each other, too, in a
-        transformer."""
+        one row do not see each other; without segments each row is one. A picture's class is read
+        from its mean features; a text's from the mean and the largest ones of its first segment,
+        added (Shen et al. 2018 put them beside each other). The first `prefix_B` positions of each
+        row see each other, too, in a transformer."""
         given = tokens_BT if pixels_BCHW is None else pixels_BCHW
         assert given is not None, "tokens or pixels"
         if self.config.shape.classes:
             x_BTD = self.features(given, segments_BT)
             if segments_BT is None:
-                return self.head(self.dropout(x_BTD.mean(1)))  # type: ignore[no-any-return, misc]
+                segments_BT = x_BTD.new_zeros(x_BTD.shape[:2], dtype=torch.int64)
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
-            mean_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
-            return self.head(self.dropout(mean_BD))  # type: ignore[no-any-return, misc]
+            pooled_BD = (x_BTD * real_BT1).sum(1) / real_BT1.sum(1)
+            if pixels_BCHW is None:
+                pooled_BD = pooled_BD + x_BTD.masked_fill(~real_BT1, -torch.inf).amax(1)
+            return self.head(self.dropout(pooled_BD))  # type: ignore[no-any-return, misc]
         return self._logits(self.backbone(self.embed(given), segments_BT, prefix_B))
 
     def features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -89,16 +90,23 @@ def assign(
 ) -> Iterator[tuple[str, tuple[pa.RecordBatch, int, bytes]]]:
     """Drops exact duplicates and splits what is left: (split, (table, bytes, hashes)).
 
-    Where the units have strata, they wait in `held` until all of them are known.
+    Where the units have strata, they wait in `held` until all of them are known; a duplicate of
+    another stratum, such as the same text with another label, has a reason of its own.
     """
     seen = Seen()
     held_out: set[bytes] = set()  # groups of units that are not to be learned from
     waiting: list[bytes] = []
     strata: list[str] = []
     sizes: list[NDArray[np.int64]] = []
+    stratum_of: dict[bytes, str] = {}
     for units in stream:
         hashes = digests(units.keys)
         fresh = seen.fresh(hashes)
+        reasons = ["duplicate_exact"] * len(hashes)
+        names = [] if units.strata is None else list(map(sys.intern, units.strata.to_pylist()))
+        for place, stratum in enumerate(names):
+            if stratum_of.setdefault(hashes[place], stratum) != stratum:
+                reasons[place] = "duplicate_contradicts"
         groups = hashes if units.groups is None else digests(units.groups)
         known = np.zeros(len(hashes), bool)
         if units.split in ("val", "test"):  # they come first
@@ -111,7 +119,7 @@ def assign(
         rows = np.ones(len(hashes), np.int64) if units.rows is None else units.rows
         for index in np.flatnonzero(~fresh & ~known):
             size, count = int(units.sizes[index]), int(rows[index])
-            ledger.drop("duplicate_exact", size, units.where(int(index)), count)
+            ledger.drop(reasons[index], size, units.where(int(index)), count)
         chosen = np.flatnonzero(fresh)
         ledger.keep(int(rows[chosen].sum()), int(units.sizes[chosen].sum()))
         if units.split in ("val", "test"):
@@ -119,7 +127,7 @@ def assign(
         elif units.strata is not None:
             if len(chosen):
                 waiting += [hashes[index] for index in chosen]
-                strata += units.strata.take(as_column(chosen)).to_pylist()
+                strata += [names[index] for index in chosen]
                 sizes.append(units.sizes[chosen])
                 held.add("train", (units.table.take(as_column(chosen)), 0, b""))
             continue

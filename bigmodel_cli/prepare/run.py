@@ -240,7 +240,7 @@ def _build(
         spool.add(split, part)
     held.remove()
     spool.close()
-    _check(spool.units, shares, named, ledger.to_json(), task.unit_name, config, context)
+    _check(spool.units, shares, named, ledger.to_json(), task, config, context)
 
     size = spool.bytes["train"]
     context.emit(Progress("learn", 0, None, ""))
@@ -357,15 +357,18 @@ def _reasons(ledger: Mapping[str, Any]) -> str:
 
 def _check(
     units: dict[str, int], shares: dict[str, float], named: Sequence[str],
-    ledger: Mapping[str, Any], what: str, config: PrepareConfig, context: Context,
+    ledger: Mapping[str, Any], task: Task, config: PrepareConfig, context: Context,
 ) -> None:  # fmt: skip
     if not sum(units.values()):
         reasons = _reasons(ledger)
+        limits = (f", --{part.name.replace('_', '-')}" for part in dataclasses.fields(task.options)
+                  if part.name.startswith("min_"))  # fmt: skip
         raise DataError(
             "nothing is left to train on" + (f": {reasons}" if reasons else ""),
-            "check the source, --column, and --min-chars or --min-count",
+            "check the source, --column" + "".join(limits),
         )
     _check_loss(config, ledger)
+    what = task.unit_name
     for split, count in units.items():
         wanted = split == "train" or shares.get(split) or split in named
         if wanted and not count:

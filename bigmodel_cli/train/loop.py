@@ -109,7 +109,7 @@ class Loop:
                     break
             if self._stopping():
                 if self.step != self.saved and self.step:
-                    self._save(finished=False)
+                    self._save(finished=False, interim=True)
                 self.context.stop.raise_()
             if self.saved != self.step:
                 self._validate_and_save(finished=True)
@@ -203,7 +203,7 @@ class Loop:
         self.clock.pause()
         self.clock.reserve = max(self.clock.reserve, self.clock.elapsed - began)
 
-    def _save(self, finished: bool) -> None:
+    def _save(self, finished: bool, interim: bool = False) -> None:
         self.clock.look()
         name = f"step-{self.step:08d}"
         headline = self.engine.task.metrics()[0]
@@ -222,10 +222,10 @@ class Loop:
         ):  # of equals, the one with the lower loss
             self.best = {"name": name, **({} if value is None else {"value": value, "loss": loss})}
         parallel.check_weights(self.engine.model.parameters())
-        parallel.lead(lambda: self._write_checkpoint(name, finished))
+        parallel.lead(lambda: self._write_checkpoint(name, finished, interim))
         self.saved, self.finished = self.step, finished
 
-    def _write_checkpoint(self, name: str, finished: bool) -> None:
+    def _write_checkpoint(self, name: str, finished: bool, interim: bool) -> None:
         with manifest.storage(self.place.log):
             self.log.flush()
             os.fsync(self.log.fileno())
@@ -233,7 +233,7 @@ class Loop:
             "tokens": self.tokens, "elapsed": self.clock.elapsed, "reserve": self.clock.reserve,
             "decay_began": self.decay_began, "position": self.step * self.engine.batch_size,
             "best": self.best, "keep": self.config.keep, "validation": self.validation,
-            "finished": finished,
+            "finished": finished, "interim": interim,
             "log_bytes": self.place.log.stat().st_size,
         }  # fmt: skip
         if self.saved == self.step:

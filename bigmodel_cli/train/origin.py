@@ -13,6 +13,7 @@ from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.tasks import Task, load_task
+from bigmodel_cli.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,7 +106,7 @@ def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
         raise UsageError(
             f"`{origin.name}` reads other {task.measure} than these data have",
             f"prepare them with its own: bigmodel prepare … --tokenizer {origin.codec}"
-            if hasattr(task, "tokenizer") else "begin from another, or from nothing",
+            if isinstance(task, TextTask) else "begin from another, or from nothing",
         )  # fmt: skip
     shape = task.shape()
     if model.family == "rnn" and model.shape.causal != shape.causal:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bigmodel_cli.errors import BigmodelError, StoppedError, UsageError
+from bigmodel_cli.errors import BigmodelError, StopError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,11 +91,11 @@ def lead(decide: Callable[[], T]) -> T:
     import torch.distributed as dist
 
     told: dict[str, Any] = {}
-    failure: BigmodelError | None = None
+    failure: BigmodelError | StopError | None = None
     if leads():
         try:
             told = {"value": decide()}
-        except BigmodelError as error:
+        except (BigmodelError, StopError) as error:
             failure = error
             told = {"code": error.code}
     data = bytearray(json.dumps(told).encode())

@@ -3,17 +3,22 @@ lost, and the same command goes on."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.errors import StoppedError
+from bigmodel_cli.events import Stop
 from tests.stages import ROOT, STORIES, final_bytes, prepare, train
 
 pytestmark = pytest.mark.slow
@@ -122,3 +127,33 @@ def test_a_signal_that_a_library_turns_into_another_error_is_still_a_stop(tmp_pa
     )  # fmt: skip
     assert process.returncode == 75, process.stderr
     assert "bug" not in process.stderr
+
+
+def test_nobody_takes_a_signal_for_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where we guard against whatever a library raises: reading a tokenizer, a picture, a line."""
+    from PIL import Image
+    from tokenizers import Tokenizer as Inner
+
+    from bigmodel_cli.artifacts import tokenizer
+    from bigmodel_cli.artifacts.manifest import read_json
+    from bigmodel_cli.deploy.predict import Predictor
+    from bigmodel_cli.tasks import pixels
+
+    def signalled(*_: object, **__: object) -> None:
+        Stop().on_signal(signal.SIGTERM)
+
+    (tmp_path / tokenizer.FILE).write_text("{}")
+    predictor = object.__new__(Predictor)
+    read: list[tuple[Any, str, Callable[[], object]]] = [
+        (Inner, "from_str", lambda: tokenizer.load(tmp_path)),
+        (Image, "open", lambda: pixels.opened(b"GIF89a")),
+        (json, "loads", lambda: read_json(tmp_path / tokenizer.FILE, "codec", "")),
+        (Predictor, "request", lambda: Predictor.answer_lines(predictor, [b"{}"], {})),
+    ]
+    for owner, name, call in read:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, signalled)
+            with pytest.raises(StoppedError):
+                call()

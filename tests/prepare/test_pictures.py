@@ -183,7 +183,7 @@ def test_small_parts_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         work, name = tmp_path / f"work-{write.__name__}", tmp_path / write.__name__
         prepare(work, write(name, x, y), val="0", test="0.2")
         assert prepared(work) == wanted
-    x[17] = x[3]
+    x[17], y[17] = x[3], y[3]
     idx_files(tmp_path / "twice", x, y)
     done = prepare(tmp_path / "work", tmp_path / "twice", val="0", test="0.2")
     where = done.manifest["ledger"]["dropped"]["duplicate_exact"]["where"]

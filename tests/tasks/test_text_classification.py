@@ -112,14 +112,14 @@ def test_every_format_gives_the_same_units(
 
 def test_what_is_dropped_or_cut_is_in_the_ledger(tmp_path: Path) -> None:
     data: list[tuple[Any, Any]] = many(40, {"a": 20, "b": 20})
-    data += [(None, "a"), ("", "a"), ("no label", None), ("blank label", "  "), (data[0][0], "b"),
-             ("x" * 99, "b"), ("a list", ["a"])]  # fmt: skip
+    data += [(None, "a"), ("", "a"), ("no label", None), ("blank label", "  "), data[0],
+             (data[0][0], "b"), ("x" * 99, "b"), ("a list", ["a"])]  # fmt: skip
     made = prepare(tmp_path / "w", rows(tmp_path, data), tokenizer="bytes", context=50).manifest
     ledger = made["ledger"]
     dropped = {reason: entry["rows"] for reason, entry in ledger["dropped"].items()}
     assert dropped == {"no_text": 1, "empty": 1, "no_label": 2, "duplicate_exact": 1,
-                       "malformed": 1}  # fmt: skip
-    assert ledger["in"]["rows"] == 47 == ledger["kept"]["rows"] + sum(dropped.values())
+                       "duplicate_contradicts": 1, "malformed": 1}  # fmt: skip
+    assert ledger["in"]["rows"] == 48 == ledger["kept"]["rows"] + sum(dropped.values())
     assert ledger["removed"]["truncated"] == {"rows": 1, "bytes": 50,
                                               "where": ["a text of 99 tokens"]}  # fmt: skip
 

@@ -59,7 +59,12 @@ EXACT: list[dict[str, Any]] = [
     {"optimizer": "adamw", "micro_batch": 3},
     {"precision": "bf16", "dropout": 0.2},
     {"epochs": 0.4, "checkpoint_every": 5, "steps": None},
+    {"checkpoint_every": 3},
 ]
+
+
+def kept(work: Path, run: str) -> list[str]:
+    return sorted(path.parent.name for path in work.glob(f"runs/{run}/checkpoints/*/state.json"))
 
 
 @pytest.mark.parametrize("options", EXACT, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()))
@@ -75,6 +80,7 @@ def test_a_stopped_run_resumes_to_the_very_same_bytes(
             train(work, run, stop_at(patch, step), **values)
         train(work, run, **values)
         assert final_bytes(work, run) == final_bytes(work, "whole")
+        assert kept(work, run) == kept(work, "whole")
         losses = [(r["step"], r["validation"]["loss"]) for r in log(work, run) if "validation" in r]
         whole = [
             (r["step"], r["validation"]["loss"]) for r in log(work, "whole") if "validation" in r
