@@ -2,13 +2,15 @@
 
     python benchmarks/train.py --nanogpt PATH --peers PYTHON               # 10.7 M weights
     python benchmarks/train.py --nanogpt PATH --peers PYTHON --shape 42m
+    python benchmarks/train.py --nanogpt PATH --shape 124m --device cuda
 
 PATH is a checkout of karpathy/nanoGPT, PYTHON one that has litgpt, transformers and accelerate.
 
 The same tokens, layers, width, heads, context and rows per update, no dropout, the inner weights
-within 2 %: GPT-2's form in nanoGPT (fp32, as it runs on a CPU), Llama's in the Trainer and litgpt
-(bf16), bigmodel's default (bf16 where the hardware has it, Muon). Tokens per second are those of
-the median update after the first two; what is compiled says so, and how long its start took.
+within 2 %: GPT-2's form in nanoGPT (fp32, as it runs on a CPU; compiled bf16 on a GPU), Llama's in
+the Trainer and litgpt (bf16, CPU only), bigmodel's default (bf16 where the hardware has it, Muon).
+Tokens per second are those of the median update after the first two; what is compiled says so, and
+how long its start took.
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ from rounds import Contestant, alternate, machine, table
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 
-# width, layers, heads, hidden of a gated block, rows per update, tokenizer
+# width, layers, heads, hidden of a gated block, context, rows per update, tokenizer, source
 SHAPES = {
-    "10m": (384, 6, 6, 1024, 32, ("--tokenizer", "chars")),
-    "42m": (512, 12, 8, 1344, 16, ("--vocab-size", "8192")),
+    "10m": (384, 6, 6, 1024, 256, 32, ("--tokenizer", "chars"), "*.py"),
+    "42m": (512, 12, 8, 1344, 256, 16, ("--vocab-size", "8192"), "*.py"),
+    "124m": (768, 12, 12, 2048, 1024, 64, ("--vocab-size", "50304"), "**/*.py"),
 }
-CONTEXT = 256
+ACCUMULATED = 2  # nanoGPT's micro-batches in an update on a GPU
 
 TRAINER = """
 import json, sys, time
@@ -115,14 +118,15 @@ print("BENCH " + json.dumps({"inner": inner, "seconds": seconds}))
 """
 COMPILED = "torch.compile(GPT(config))"
 PEAK = """
-import json, time, torch
-found = {}
+import json, sys, time, torch
+found, device = {}, sys.argv[1]
+size = 2048 if device == "cpu" else 8192
 for dtype in (torch.bfloat16, torch.float32):
-    a = torch.randn(2048, 2048, dtype=dtype)
+    a = torch.randn(size, size, dtype=dtype, device=device)
     times = []
     for _ in range(8):
-        began = time.perf_counter(); (a @ a).sum().item(); times.append(time.perf_counter() - began)
-    found[str(dtype)] = 2 * 2048**3 / min(times)
+        began = time.perf_counter(); (a @ a)[0, 0].item(); times.append(time.perf_counter() - began)
+    found[str(dtype)] = 2 * size**3 / min(times)
 print("BENCH " + json.dumps(found))
 """
 
@@ -131,21 +135,30 @@ def bench(output: str) -> dict[str, Any]:
     return dict(json.loads(output.rsplit("BENCH ", 1)[1].splitlines()[0]))
 
 
+def device(kind: str) -> str:
+    """What computed."""
+    if kind == "cpu":
+        return machine()
+    show = "import torch; print(torch.cuda.get_device_name())"
+    return subprocess.check_output([sys.executable, "-c", show], text=True).strip()
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--shape", choices=SHAPES, default="10m")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--steps", type=int, default=8)
     options.add_argument("--nanogpt", metavar="PATH", help="a checkout of karpathy/nanoGPT")
     options.add_argument("--peers", metavar="PYTHON", help="has litgpt, transformers, accelerate")
     chosen = options.parse_args()
-    width, layers, heads, hidden, rows, tokenizer = SHAPES[chosen.shape]
-    steps = chosen.steps
+    width, layers, heads, hidden, context, rows, tokenizer, pattern = SHAPES[chosen.shape]
+    steps, cuda = chosen.steps, chosen.device == "cuda"
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         work, binary = root / "w", root / "train.bin"
         bigmodel = [sys.executable, "-m", "bigmodel_cli"]
-        source = sysconfig.get_path("stdlib") + "/*.py"
+        source = f"{sysconfig.get_path('stdlib')}/{pattern}"
         subprocess.run([*bigmodel, "prepare", source, "-w", work, *tokenizer, "--quiet"],
                        check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         data = Workdir(work).read_data()
@@ -155,16 +168,17 @@ def main() -> None:
         config = json.loads((work / "data" / "codec" / "tokenizer.json").read_bytes())
         ids = [*config["model"]["vocab"].values(), *(t["id"] for t in config["added_tokens"])]
         vocabulary = max(ids) + 1
-        shape = [width, layers, heads, hidden, rows, CONTEXT, vocabulary, steps]
+        shape = [width, layers, heads, hidden, rows, context, vocabulary, steps]
         run = work / "runs" / "default"
         ours = [*bigmodel, "train", "-w", work, "--width", width, "--layers", layers, "--heads",
-                heads, "--hidden", hidden, "--context", CONTEXT, "--batch-size", rows, "--steps",
-                steps, "--checkpoint-every", 10**6, "--quiet"]  # fmt: skip
+                heads, "--hidden", hidden, "--context", context, "--batch-size", rows,
+                "--steps", steps, "--checkpoint-every", 10**6, "--device", chosen.device,
+                "--quiet"]  # fmt: skip
         contestants = [
             Contestant(name, [*map(str, ours), "--compile", how], lambda: shutil.rmtree(run, True))
             for name, how in (("bigmodel", "off"), ("bigmodel, compiled", "on"))
         ]
-        if chosen.peers:
+        if chosen.peers and not cuda:
             for package, what, script in (
                 ("transformers", "Trainer, Llama, bf16", TRAINER),
                 ("litgpt", "bf16-mixed", LITGPT),
@@ -191,14 +205,16 @@ def main() -> None:
                 os.link(binary, peer / "data" / "bench" / f"{part}.bin")
             with (peer / "data" / "bench" / "meta.pkl").open("wb") as file:
                 pickle.dump({"vocab_size": vocabulary}, file)
+            parts = ACCUMULATED if cuda else 1
             flags = {
-                "device": "cpu", "compile": False, "dataset": "bench", "eval_interval": 10**6,
-                "eval_iters": 1, "log_interval": 1, "block_size": CONTEXT, "batch_size": rows,
-                "n_layer": layers, "n_head": heads, "n_embd": width, "dropout": 0.0,
-                "gradient_accumulation_steps": 1, "max_iters": steps - 1,
+                "device": chosen.device, "compile": cuda, "dataset": "bench",
+                "eval_interval": 10**6, "eval_iters": 1, "log_interval": 1, "block_size": context,
+                "batch_size": rows // parts, "n_layer": layers, "n_head": heads, "n_embd": width,
+                "dropout": 0.0, "gradient_accumulation_steps": parts, "max_iters": steps - 1,
             }  # fmt: skip
             contestants.append(
-                Contestant("nanoGPT as it ships for a CPU (fp32)",
+                Contestant("nanoGPT, compiled (bf16)" if cuda
+                           else "nanoGPT as it ships for a CPU (fp32)",
                            [sys.executable, "train.py", *(f"--{k}={v}" for k, v in flags.items())],
                            cwd=peer)
             )  # fmt: skip
@@ -207,8 +223,8 @@ def main() -> None:
         inner: dict[str, float] = {}
         peaks: list[dict[str, float]] = []
         for _ in range(chosen.rounds):
-            done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True,
-                                  check=True)  # fmt: skip
+            done = subprocess.run([sys.executable, "-c", PEAK, chosen.device], capture_output=True,
+                                  text=True, check=True)  # fmt: skip
             peaks.append(bench(done.stdout))
             for one in contestants:
                 alternate([one], 1)
@@ -225,10 +241,10 @@ def main() -> None:
                     result = bench(text)
                     seconds, inner[one.name] = result["seconds"], result["inner"]
                 starts.setdefault(one.name, seconds[0])  # the first time: no compiler's cache
-                found[one.name].append(rows * CONTEXT / statistics.median(seconds[2:]))
+                found[one.name].append(rows * context / statistics.median(seconds[2:]))
     best = statistics.median(found["bigmodel"])
-    print(f"{layers} × {width}, vocabulary {vocabulary:,}, {rows} × {CONTEXT} tokens an update, "
-          f"{chosen.rounds} rounds of {steps} updates, {machine()}, "
+    print(f"{layers} × {width}, vocabulary {vocabulary:,}, {rows} × {context} tokens an update, "
+          f"{chosen.rounds} rounds of {steps} updates, {device(chosen.device)}, "
           f"torch {importlib.metadata.version('torch')}")  # fmt: skip
     fused = statistics.median(found["bigmodel, compiled"])
     header = ["", "tokens/s", "inner weights", "first update", "bigmodel is", "compiled is"]
@@ -242,9 +258,9 @@ def main() -> None:
             f"{best / speed:.2f}×", f"{fused / speed:.2f}×",
         ])  # fmt: skip
     table(printed)
-    flops = 6 * (inner["bigmodel"] + vocabulary * width) + 12 * layers * width * CONTEXT / 2
+    flops = 6 * (inner["bigmodel"] + vocabulary * width) + 12 * layers * width * context / 2
     peak = statistics.median(max(p.values()) for p in peaks)
-    print(f"peak of a 2048³ matrix product: {peak / 1e9:,.0f} GFLOP/s; bigmodel reaches "
+    print(f"peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s; bigmodel reaches "
           f"{best * flops / peak:.0%} of it, compiled {fused * flops / peak:.0%}")  # fmt: skip
 
 

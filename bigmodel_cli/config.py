@@ -209,7 +209,7 @@ class TrainConfig:
         "Fuse a transformer's kernels with torch.compile.",
         choices=("auto", "on", "off"),
         panel="Optimization",
-        shown_default="on in runs of about 10 minutes and more, where a C++ compiler is found",
+        shown_default="on in runs of about 10 minutes (GPU: 1) and more, with a C++ compiler",
     )
     checkpoint_every: int | None = option(
         None,

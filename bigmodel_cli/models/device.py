@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,6 +26,8 @@ def set_up(device: str, threads: int) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device is `cuda`, but torch finds none here", "use --device cpu")
+    if device == "cuda":  # said of a backward pass whose first kernel is a product; it goes well
+        warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA")
     if device == "cuda" and neighbours() > 1:
         torch.cuda.set_device(_local("LOCAL_RANK", 0) % torch.cuda.device_count())
     return torch.device(device)

@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,9 +52,29 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul(up)
 
 
-def cross_entropy(x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
-    """Σ −log softmax(x·Wᵀ)[target] in nats over positions whose target is not negative."""
-    return CrossEntropyFunction.apply(x_MD, weight_VD, targets_M)  # type: ignore[no-any-return, no-untyped-call]
+def to_gradient(logits_MV: Tensor, targets_M1: Tensor) -> Tensor:
+    """Σ −log softmax(logits)[target] over targets that are not negative; the logits become its
+    gradient, softmax − one-hot."""
+    index, real = targets_M1.clamp(min=0), targets_M1 >= 0
+    shares = F.log_softmax(wide(logits_MV), -1)
+    total = -(shares.gather(1, index) * real).sum()
+    if torch.compiler.is_compiling():  # one kernel
+        columns = torch.arange(shares.shape[1], device=index.device)
+        logits_MV.copy_((shares.exp() - (columns == index).to(shares.dtype)) * real)
+    else:
+        shares.exp_()
+        shares.scatter_(1, index, shares.gather(1, index) - 1)
+        logits_MV.copy_(shares.mul_(real))
+    return total
+
+
+def cross_entropy(
+    x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor,
+    turn: Callable[[Tensor, Tensor], Tensor] = to_gradient,
+) -> Tensor:  # fmt: skip
+    """Σ −log softmax(x·Wᵀ)[target] in nats over positions whose target is not negative. turn:
+    `to_gradient`, or what a compiler made of it."""
+    return CrossEntropyFunction.apply(x_MD, weight_VD, targets_M, turn)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -106,30 +127,28 @@ class CrossEntropyFunction(torch.autograd.Function):
     a time; nothing else of their size is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor,
+        turn: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:  # fmt: skip
         dtype = product_dtype(x_MD)
         kind = x_MD.device.type
         with torch.autocast(kind, enabled=False):
             x, weight = x_MD.to(dtype), weight_VD.to(dtype)
             logits_MV = x @ weight.T
             total = torch.zeros((), dtype=wide(x_MD[:0]).dtype, device=x.device)
-            rows = max(1, CHUNK[kind] // len(weight))
+            # a compiled one keeps nothing beside the logits
+            rows = max(1, CHUNK[kind] // len(weight) if turn is to_gradient else len(x))
             for begin in range(0, len(x), rows):
-                part = logits_MV[begin : begin + rows]
-                targets = targets_M[begin : begin + rows, None]
-                index, real = targets.clamp(min=0), targets >= 0
-                shares = F.log_softmax(wide(part), -1)
-                total -= (shares.gather(1, index) * real).sum()
-                shares.exp_()
-                shares.scatter_(1, index, shares.gather(1, index) - 1)
-                part.copy_(shares.mul_(real))
+                part = slice(begin, begin + rows)
+                total += turn(logits_MV[part], targets_M[part, None])
         ctx.save_for_backward(x, weight, logits_MV)
         ctx.dtypes = x_MD.dtype, weight_VD.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, d_logits = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             dx, dw = (d_logits @ weight).to(ctx.dtypes[0]), (d_logits.T @ x).to(ctx.dtypes[1])
-        return dx.mul_(gradients[0]), dw.mul_(gradients[0]), None
+        return dx.mul_(gradients[0]), dw.mul_(gradients[0]), None, None

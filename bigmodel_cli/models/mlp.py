@@ -82,12 +82,9 @@ class FeedForward(nn.Module):
             x_BTD = x_BTD + self.dropout(down(F.silu(up(norm(x_BTD)))))
         return x_BTD
 
-    def forward(
-        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
-    ) -> Tensor:
-        """The window does not reach beyond a segment; None: each row is one segment. A
-        prefix is read as all else."""
-        del prefix_B
+    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None, **_: Tensor | None) -> Tensor:
+        """The window does not reach beyond a segment; None: each row is one segment. What
+        else there is matters to attention alone."""
         T, W = x_BTD.shape[1], self.config.window
         if not W:
             return self._blocks(mean_so_far(x_BTD, segments_BT, self.config.shape.causal))

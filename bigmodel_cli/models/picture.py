@@ -58,11 +58,8 @@ class Mixer(nn.Module):
         self.down = nn.ModuleList(linear(config.hidden, D, zero=True) for _ in layers)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None, **_: Tensor | None) -> Tensor:
         assert segments_BT is None, "a picture is one segment"
-        del prefix_B
         for layer, norm in enumerate(self.norms):
             x_BDT = self.place_norms[layer](x_BTD).transpose(1, 2).contiguous()
             mixed_BDT = self.place_down[layer](F.silu(self.place_up[layer](x_BDT)))

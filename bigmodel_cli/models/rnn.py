@@ -58,12 +58,9 @@ class Recurrent(nn.Module):
                         weight.normal_(std=config.width**-0.5)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
-    ) -> Tensor:
-        """The state starts anew where a segment does; None: each row is one segment. A
-        prefix is read as all else."""
-        del prefix_B
+    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None, **_: Tensor | None) -> Tensor:
+        """The state starts anew where a segment does; None: each row is one segment. What
+        else there is matters to attention alone."""
         if segments_BT is None:
             for norm, cell in zip(self.norms, self.cells, strict=True):
                 x_BTD = x_BTD + self.dropout(cell(norm(x_BTD))[0])

@@ -50,6 +50,7 @@ class SequenceModel(nn.Module):
         # a classifier sees few rows, so what it sees of them is dropped, too
         self.dropout = nn.Dropout(config.dropout if config.shape.classes else 0.0)
         classes = config.shape.classes
+        self.turn = fused.to_gradient
         self.head: nn.Module | None = None
         if not config.tied:
             self.head = nn.Linear(width, classes or vocabulary, bias=classes > 0)
@@ -78,17 +79,17 @@ class SequenceModel(nn.Module):
 
     def forward(
         self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None, pixels_BCHW: Tensor | None = None,
+        pixels_BCHW: Tensor | None = None, **seen: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, T, V), or (B, C), of tokens or of pixels. Positions of different segments in
         one row do not see each other; without segments each row is one. A picture's class is read
         from its mean features; a text's from the mean and the largest ones of its first segment,
-        added (Shen et al. 2018 put them beside each other). The first `prefix_B` positions of each
-        row see each other, too, in a transformer."""
+        added (Shen et al. 2018 put them beside each other). seen: what else a transformer's
+        attention is told, see there."""
         given = tokens_BT if pixels_BCHW is None else pixels_BCHW
         assert given is not None, "tokens or pixels"
         if self.config.shape.classes:
-            x_BTD = self.features(given, segments_BT)
+            x_BTD = self.features(given, segments_BT, **seen)
             if segments_BT is None:
                 segments_BT = x_BTD.new_zeros(x_BTD.shape[:2], dtype=torch.int64)
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
@@ -96,26 +97,33 @@ class SequenceModel(nn.Module):
             if pixels_BCHW is None:
                 pooled_BD = pooled_BD + x_BTD.masked_fill(~real_BT1, -torch.inf).amax(1)
             return self.head(self.dropout(pooled_BD))  # type: ignore[no-any-return, misc]
-        return self._logits(self.backbone(self.embed(given), segments_BT, prefix_B))
+        return self._logits(self.backbone(self.embed(given), segments_BT, **seen))
 
     def features(
-        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, prefix_B: Tensor | None = None
+        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, **seen: Tensor | None
     ) -> Tensor:
         """The normed last layer (B, T, D), of tokens or, in their place, of pixels."""
         x_BTD = self.dropout(self.embed(tokens_BT))
-        return self.norm(self.backbone(x_BTD, segments_BT, prefix_B))  # type: ignore[no-any-return]
+        return self.norm(self.backbone(x_BTD, segments_BT, **seen))  # type: ignore[no-any-return]
 
     def loss_sum(
         self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None,
-        prefix_B: Tensor | None = None,
+        **seen: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """The sum of −log p(target) in nats over the positions whose target is not negative."""
-        x_MD = self.features(tokens_BT, segments_BT, prefix_B).flatten(0, 1)
+        x_MD = self.features(tokens_BT, segments_BT, **seen).flatten(0, 1)
         targets_M = targets_BT.flatten()
         real = targets_M >= 0
         if real.device.type == "cpu" and not real.all():  # where one need not wait to know it
             x_MD, targets_M = x_MD[real], targets_M[real]
-        return fused.cross_entropy(x_MD, self.table, targets_M)
+        return fused.cross_entropy(x_MD, self.table, targets_M, self.turn)
+
+    def compile_parts(self) -> None:
+        """Has kernels fused by torch.compile when they first run: those of the blocks and, on a
+        GPU, of the last layer's loss."""
+        self.backbone.compile_parts()  # type: ignore[operator]
+        if self.device.type == "cuda":
+            self.turn = torch.compile(fused.to_gradient, dynamic=False)
 
     def start(self, slots: int, room: int | None = None) -> State:
         """The empty state of `slots` independent texts, for `extend`, each of at most `room` tokens

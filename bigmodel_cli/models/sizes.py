@@ -266,12 +266,12 @@ def flops_per_token(config: ModelConfig) -> float:
     return flops
 
 
-def row_bytes(config: ModelConfig) -> int:
+def row_bytes(config: ModelConfig, device: str = "cpu") -> int:
     """About the memory that training takes per row, in bytes: activations kept for the backward
     pass, and logits in fp32 with their gradient. An estimate on the safe side."""
     D, H, T = config.width, config.hidden, config.shape.context
     if config.family == "transformer":
-        seen = 6 * config.heads * T if T <= LONGEST_PRODUCT else T
+        seen = 6 * config.heads * T if device == "cpu" and T <= LONGEST_PRODUCT else T
         layer = 4 * (14 * D + 6 * H) + seen
     elif config.family == "rnn":
         layer = 4 * 14 * D

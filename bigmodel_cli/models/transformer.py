@@ -8,11 +8,13 @@ K key and value heads, H head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from bigmodel_cli.models import fused
 from bigmodel_cli.models.embed import RMSNorm, linear, rotary_angles, rotate
@@ -105,6 +107,7 @@ class Attention(nn.Module):
         mask: Tensor | None,
         causal: bool,
         cache: tuple[Tensor, Tensor, Places] | None,
+        bounds_S: Tensor | None,
     ) -> Tensor:
         B, T, D = x_BTD.shape
         N, K, H = self.heads, self.kv_heads, self.head_width
@@ -116,6 +119,11 @@ class Attention(nn.Module):
             keys_BKSH, values_BKSH, places = cache
             k_BKTH, v_BKTH = places.write(keys_BKSH, k_BKTH), places.write(values_BKSH, v_BKTH)
         dropout = self.dropout if self.training else 0.0
+        if bounds_S is not None:
+            q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNTH, k_BKTH, v_BKTH))
+            flash = partial(varlen_attn, enable_gqa=True) if K != N else varlen_attn
+            y_PNH = flash(q, k, v, bounds_S, bounds_S, T, T, window_size=(-1, 0 if causal else -1))
+            return self.out(y_PNH.view(B, T, D))  # type: ignore[no-any-return, union-attr]
         if x_BTD.device.type == "cpu" and T > 1 and k_BKTH.shape[2] <= LONGEST_PRODUCT:
             y_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, causal, dropout)
         else:
@@ -144,9 +152,10 @@ class Block(nn.Module):
         mask: Tensor | None,
         causal: bool,
         cache: tuple[Tensor, Tensor, Places] | None = None,
+        bounds_S: Tensor | None = None,
     ) -> Tensor:
         x_BTD = x_BTD + self.dropout(
-            self.attention(self.attention_norm(x_BTD), rotary, mask, causal, cache)
+            self.attention(self.attention_norm(x_BTD), rotary, mask, causal, cache, bounds_S)
         )
         fed = fused.swiglu(self.gate_up(self.feed_norm(x_BTD)))
         return x_BTD + self.dropout(self.down(fed))  # type: ignore[no-any-return]
@@ -167,13 +176,19 @@ class Transformer(nn.Module):
             block.compile(dynamic=False)
 
     def forward(
-        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None
-    ) -> Tensor:
-        """Positions see those of their own segment only; None: each row is one segment. Those of a
-        prefix are seen by the whole row."""
+        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None,
+        bounds_S: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Positions see those of their own segment only; None: each row is one segment. The first
+        `prefix_B` of each row are seen by the whole row. bounds_S: where segments begin, of all
+        rows one after another, and where the last one ends; what a GPU takes in place of a mask."""
         B, T, _ = x_BTD.shape
         causal = self.config.shape.causal
         mask = None
+        if prefix_B is not None or not self._takes_bounds(x_BTD):
+            bounds_S = None
+        if bounds_S is not None:
+            segments_BT = None
         if segments_BT is not None:
             mask = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
         elif prefix_B is not None or (x_BTD.device.type == "cpu" and T <= LONGEST_PRODUCT):
@@ -188,8 +203,18 @@ class Transformer(nn.Module):
             mask = mask & seen
         rotary = self._rotary(positions, x_BTD)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotary, mask, causal)
+            x_BTD = block(x_BTD, rotary, mask, causal, None, bounds_S)
         return x_BTD
+
+    def _takes_bounds(self, x_BTD: Tensor) -> bool:
+        """Whether torch's flash attention computes this: it knows no dropout here."""
+        return (
+            x_BTD.device.type == "cuda"
+            and fused.product_dtype(x_BTD) in (torch.bfloat16, torch.float16)
+            and torch.cuda.get_device_capability(x_BTD.device) >= (8, 0)
+            and self.config.head_width % 8 == 0
+            and not (self.training and self.config.dropout)
+        )
 
     def start(self, slots: int, room: int, device: torch.device, dtype: torch.dtype) -> Cache:
         config = self.config

@@ -85,14 +85,24 @@ class Batch:
     extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors where the model is."""
+        """The batch with its tensors where the model is; a GPU is told the segments' bounds, too
+        (see Transformer.forward), as many as a power of two, so that few shapes are compiled."""
         if device.type == "cpu":
             return self
+        import torch
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         inputs = {name: moved(tensor) for name, tensor in self.inputs.items()}
+        if (segments_BT := self.inputs.get("segments_BT")) is not None:
+            begins = segments_BT != segments_BT.roll(1, 1)
+            begins[:, 0] = True
+            found = begins.flatten().nonzero()[:, 0].int()
+            room = 1 << len(found).bit_length()
+            bounds_S = torch.full((room,), begins.numel(), dtype=torch.int32)
+            bounds_S[: len(found)] = found
+            inputs["bounds_S"] = moved(bounds_S)
         return Batch(inputs, moved(self.targets), self.terms, self.extra)
 
 

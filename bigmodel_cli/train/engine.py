@@ -25,7 +25,7 @@ from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.models.device import autocast, neighbours
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.tasks import Plan, Task
+from bigmodel_cli.tasks import Batch, Plan, Task
 from bigmodel_cli.train import parallel
 from bigmodel_cli.train.optim import Optimizers
 
@@ -86,6 +86,7 @@ class Engine:
     clip: float
     seed: int
     compiled: bool = False
+    _ahead: tuple[int, list[Batch]] = (-1, [])  # the batches of an update that is to come
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.precision)
@@ -109,12 +110,9 @@ class Engine:
         # what is random in a step (dropout) depends on the step alone: resuming needs no state
         key = (self.seed, number) if parallel.leads() else (self.seed, number, parallel.rank())
         torch.manual_seed(hash(key) & 0x7FFF_FFFF_FFFF)
-        first = number * self.batch_size
-        begin, end = parallel.share(self.batch_size)
-        batches = [
-            self.plan.batch(first + row, min(self.micro_batch, end - row))
-            for row in range(begin, end, self.micro_batch)
-        ]
+        made, batches = self._ahead
+        if made != number:
+            batches = self._batches(number)
         asked, terms = parallel.total(stopping(), sum(batch.terms for batch in batches))
         if asked:
             return None
@@ -125,10 +123,11 @@ class Engine:
                 self.optimizers.zero()
                 return None
             with self.autocast():
-                part = self.task.loss_sum(self.model, batch.to(self.device)) / terms
+                part = self.task.loss_sum(self.model, batch) / terms
             part.backward()  # type: ignore[no-untyped-call]
             parts += part.detach()
         parallel.sum_gradients(self.model.parameters())
+        self._ahead = number + 1, self._batches(number + 1)  # while a GPU is at work
         (loss,) = parallel.total(parts.item())
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -139,6 +138,15 @@ class Engine:
             )
         self.optimizers.step(share)
         return Step(loss, norm, int(terms))
+
+    def _batches(self, number: int) -> list[Batch]:
+        """This rank's rows of update `number`, some at a time, where the model is."""
+        first = number * self.batch_size
+        begin, end = parallel.share(self.batch_size)
+        return [
+            self.plan.batch(first + row, min(self.micro_batch, end - row)).to(self.device)
+            for row in range(begin, end, self.micro_batch)
+        ]
 
     def validate(
         self, split: Split, rows: int, limit: int, stopping: Callable[[], bool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,44 @@ from bigmodel_cli.errors import ArtifactError
 
 # peak learning rates, measured for updates of 2,048 tokens (docs/defaults.md)
 LEARNING_RATES = {"muon": 6e-3, "adamw": 2e-3}
+
+
+class Muon(torch.optim.Muon):
+    """torch's. On a GPU matrices of one shape are orthogonalized together: it would idle between
+    many small products, one after another."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        if not group["params"] or group["params"][0].device.type == "cpu":
+            return super().step(closure)  # type: ignore[no-untyped-call]
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            shapes.setdefault(parameter.shape, []).append(parameter)
+        for alike in shapes.values():
+            self.update(alike, group)
+        return None
+
+    def update(self, alike: list[Tensor], group: Mapping[str, Any]) -> None:
+        """Updates matrices (A, B) of one shape, stacked as (n, A, B)."""
+        grads = [p.grad for p in alike if p.grad is not None]
+        for parameter, grad in zip(alike, grads, strict=True):
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(grad)
+        buffers = [self.state[p]["momentum_buffer"] for p in alike]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        x = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"])).bfloat16()
+        A, B = x.shape[1:]
+        x = x.mT if A > B else x
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
+        a, b, c = group["ns_coefficients"]
+        for _ in range(group["ns_steps"]):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = (x.mT if A > B else x).to(alike[0].dtype)
+        rate = group["lr"] * 0.2 * max(A, B) ** 0.5  # match_rms_adamw
+        torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(alike, list(x.unbind()), alpha=-rate)
 
 
 class Optimizers:
@@ -30,7 +69,7 @@ class Optimizers:
         if kind == "muon":
             # its updates are scaled to AdamW's size (Liu et al. 2025), so that one rate serves both
             self.parts.append(
-                torch.optim.Muon(
+                Muon(
                     inner,
                     lr=learning_rate,
                     weight_decay=weight_decay,

@@ -26,9 +26,9 @@ from bigmodel_cli.train.origin import Origin, shaped
 
 TOKENS_PER_UPDATE = 2048  # for up to 4 million weights
 LOGITS_BYTES = 32 << 20  # larger arrays come from the system page by page
-COMPILED_SECONDS = 600
+COMPILED_SECONDS = {"cpu": 600, "cuda": 60}  # of a run that repays it
 UNEVEN = "rows of unlike lengths would each be compiled by themselves"
-NOMINAL_FLOPS = {"cpu": 150e9, "cuda": 20e12}  # of one thread, or of a GPU by one thread
+NOMINAL_FLOPS = {"cpu": 150e9, "cuda": 100e12}  # of one thread, of a GPU
 
 
 def resolve(
@@ -104,8 +104,11 @@ def _compile(
     steps, seconds = resolved["length"]["steps"], resolved["length"]["seconds"]
     if seconds is None:  # at a guess, which depends on nothing but the configuration
         flops = 3 * flops_per_token(model) * steps * resolved["batch_size"] * plan.row_tokens
-        seconds = flops / (NOMINAL_FLOPS[resolved["device"]] * resolved["threads"])
-    if config.compile == "auto" and (seconds < COMPILED_SECONDS or not plan.even):
+        threads = resolved["threads"] if resolved["device"] == "cpu" else 1
+        seconds = flops / (NOMINAL_FLOPS[resolved["device"]] * threads)
+    if config.compile == "auto" and (
+        seconds < COMPILED_SECONDS[resolved["device"]] or not plan.even
+    ):
         return False
     reason = cannot_compile(torch.device(resolved["device"]), told) if plan.even else UNEVEN
     if reason and config.compile == "on":
@@ -134,7 +137,7 @@ def _micro_batch(
     if config.micro_batch:
         return min(config.micro_batch, batch)
     room = max(0, memory * 0.4 - model.parameters * 16)
-    most = max(1, int(room // row_bytes(model)))
+    most = max(1, int(room // row_bytes(model, device)))
     if device == "cpu" and model.family != "rnn":  # whose time steps want many rows
         logits = 1 if model.shape.classes else model.shape.vocabulary
         tokens = min(2048, max(1024, LOGITS_BYTES // (2 * logits)))

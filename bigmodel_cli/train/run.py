@@ -159,10 +159,8 @@ def _train(
     if not new and (differing := manifest.changes(known["hardware"], engine.hardware(device))):
         context.warn("resuming on other hardware, so not exact to the byte: "
                      + "; ".join(differing))  # fmt: skip
-    # on a GPU some kernels have no such form: there a resume may differ in the last bits
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
-    if device.type == "cpu":
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
     model = SequenceModel(model_shape).to(device)
     optimizers = Optimizers(model, config.optimizer, resolved["learning_rate"], config.weight_decay)
@@ -190,7 +188,7 @@ def _train(
                 "mend that, or begin anew with --restart --compile off",
             )
         context.emit(Progress("compile", 0, None, ""))
-        model.backbone.compile_parts()  # type: ignore[operator]
+        model.compile_parts()
         machine.warm_up()
     return Loop(config, place, context, machine, clock, val_split, state).run()
 

@@ -62,7 +62,7 @@ def verify(
         raise GateError(
             f"the run that was killed after step {killed_after} is not the whole one: "
             + ", ".join(differing) + " differ",
-            "on a GPU some kernels are not deterministic; else please report it",
+            "please report it, with the options",
         )  # fmt: skip
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return {"verified": True, "steps": steps, "killed_after": killed_after,

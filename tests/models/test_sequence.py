@@ -231,7 +231,7 @@ def test_a_prefix_and_padding_of_another_segment_give_the_logits_of_the_row_alon
     segments = (torch.arange(20) >= 15).long().expand(2, 20)
     prefix = torch.tensor([6, 9])
     wanted = model(tokens[:, :15], prefix_B=prefix)
-    torch.testing.assert_close(model(tokens, segments, prefix)[:, :15], wanted)
+    torch.testing.assert_close(model(tokens, segments, prefix_B=prefix)[:, :15], wanted)
     torch.testing.assert_close(model(tokens, prefix_B=prefix)[:, :15], wanted)
 
 
