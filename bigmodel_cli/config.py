@@ -39,7 +39,7 @@ class PrepareConfig:
     )
     delimiter: str = option(
         "",
-        r"What separates columns, such as '::' or '\t'.",
+        r"What separates columns, such as '::' or '\t', also of standard input.",
         metavar="TEXT",
         shown_default="a comma in .csv, else a tab",
     )

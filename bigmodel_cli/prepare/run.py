@@ -231,7 +231,7 @@ def _build(
         for name in ("val", "test")
     }
     # test and val come first, so that a duplicate is dropped from the train split
-    whole = together(sources) if task.aligned and not layout.header else sources
+    whole = together(sources) if task.aligned and not layout.delimited else sources
     ordered = sorted(whole, key=lambda s: -SPLITS.index(s.split or "train"))
     rows = _read(ordered, task, wanted, layout, ledger, context)
     units = task.units(rows, ledger, shares)

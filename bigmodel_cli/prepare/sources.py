@@ -57,6 +57,11 @@ class Layout:
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     documents: bool = True
 
+    @property
+    def delimited(self) -> bool:
+        """Whether files whose names say nothing, such as standard input, have columns."""
+        return bool(self.header or self.delimiter)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -7,6 +7,7 @@ lose their oldest turns, counted in the ledger. Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
 from bigmodel_cli.tasks.dialogues import CHATML
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
@@ -263,6 +264,8 @@ class Chat(TextTask):
         return Predictions(units, statistics)
 
     def answers(self, model: SequenceModel, split: Split) -> Iterator[Predictions]:
+        import numpy as np
+
         units, prompts, references = self._asked(split)
         order = sorted(range(len(units)), key=lambda i: sum(len(m["content"]) for m in prompts[i]))
         for first in range(0, len(order), TOGETHER):
@@ -270,8 +273,23 @@ class Chat(TextTask):
             requests = [Request(prompts[i], MOST_TOKENS) for i in part]
             replies = {i: last["message"]["content"]
                        for i, _, last in self.answer(model, requests) if last}  # fmt: skip
-            yield self.judge(units[part], [replies[i] for i in range(len(part))],
-                             [references[i] for i in part])  # fmt: skip
+            found = self.judge(units[part], [replies[i] for i in range(len(part))],
+                               [references[i] for i in part])  # fmt: skip
+            encoded = self._encode([prompts[i] for i in part], prompt=True)
+            cut = sum(len(tokens) > self._room(MOST_TOKENS) for tokens, _ in encoded)
+            yield dataclasses.replace(found, counts={"asked": np.array([len(part), cut])})
+
+    def tables(
+        self, sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
+    ) -> list[Table]:
+        del sums
+        if "asked" not in counts:
+            return []
+        asked, cut = counts["asked"].tolist()
+        return [
+            Table("Replies", ["dialogues", "count"],
+                  [["answered", f"{asked:,}"], ["without their oldest turns", f"{cut:,}"]])
+        ]  # fmt: skip
 
     def protocol(self) -> dict[str, Any]:
         return {

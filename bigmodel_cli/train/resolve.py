@@ -77,6 +77,7 @@ def resolve(
         "fingerprint": manifest.fingerprint(
             {"stage": "train", "options": options, "parent": data["fingerprint"]}
         ),
+        "origin": origin.name if origin else None,
         "resolved": resolved, "model": model.to_json(), "hardware": engine.hardware(device),
     }  # fmt: skip
 

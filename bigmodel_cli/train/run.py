@@ -42,7 +42,7 @@ def run(
     if config.size and config.size not in SIZES:
         model_config(config.model, config.size, None)  # type: ignore[arg-type]  # raises
     options = {**identity(config), **dict(task_options)}
-    origin = find_origin(config.from_, workdir) if config.from_ else None
+    origin = _origin(config, workdir, place, options, context) if config.from_ else None
     if origin and origin.weights.resolve().is_relative_to(place.folder.resolve()):
         raise UsageError(f"run `{name}` cannot begin from itself", "name another with --run")
     if origin:  # wherever it lies
@@ -64,6 +64,23 @@ def run(
         if done:
             return Trained(**done)
         return _train(config, options, data, known, origin, place, workdir, context)
+
+
+def _origin(
+    config: TrainConfig, workdir: Workdir, place: Run, options: dict[str, Any], context: Context
+) -> Origin | None:  # fmt: skip
+    """Where the run begins; None where that is gone, but the run was begun from it before. Raises
+    UsageError, ArtifactError."""
+    try:
+        return find_origin(config.from_, workdir)
+    except (UsageError, ArtifactError) as error:
+        begun = place.config.exists() and not config.restart
+        known = place.read_config() if begun and checkpoint.names(place.checkpoints) else {}
+        if known.get("origin") != config.from_:
+            raise
+        options["from_"] = known["options"]["from_"]
+        context.warn(f"{error.message}; run `{place.name}` goes on with what it took from there")
+        return None
 
 
 def _clear(place: Run) -> None:

@@ -1077,3 +1077,16 @@ def test_another_encoding_is_warned_of_and_not_used(
     assert contents(tmp_path / "slow") == contents(tmp_path / "fast")
     (note,) = (note for note in notes if "gigatoken" in note)
     assert "another way; tokenizers encoded" in note
+
+
+def test_standard_input_has_columns_where_a_delimiter_is_named(tmp_path: Path) -> None:
+    rows = [f"hello number {i},{'ab'[i % 2]}" for i in range(60)]
+    made = {}
+    for name, text, more in (
+        ("comma", "\n".join(["text,label", *rows]), ["--delimiter", ","]),
+        ("tab", "\n".join(["text,label", *rows]).replace(",", "\t"), ["--delimiter", "\\t"]),
+        ("header", "\n".join(rows), ["--delimiter", ",", "--header", "text,label"]),
+    ):
+        made[name] = program(tmp_path, "-", "-w", name, *more, stdin=text.encode())
+        assert made[name]["task"] == "text-classification"
+    assert len({str(m["ledger"]) for m in made.values()}) == 1

@@ -182,6 +182,20 @@ def test_long_dialogues_lose_their_oldest_turns(tmp_path: Path) -> None:
     assert made.manifest["ledger"]["kept"]["bytes"] == kept
 
 
+def test_an_evaluation_counts_the_dialogues_that_were_cut_to_be_answered(tmp_path: Path) -> None:
+    short = [{"messages": [{**TALK[1], "content": f"Hello {i}"}, TALK[2]]} for i in range(6)]
+    long = [{"messages": [*TALK[1:3], *talk["messages"]]} for talk in short[:2]]
+    long = [{"messages": [{**m, "content": m["content"] + "x" * 30} for m in talk["messages"]]}
+            for talk in long]  # fmt: skip
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, short)))
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, [*short[:1], *long])))
+    prepare(tmp_path / "w", tmp_path / "train.jsonl", val="0", test=str(tmp_path / "test.jsonl"),
+            tokenizer="bytes", context=256)  # fmt: skip
+    train(tmp_path / "w", width=16, layers=1, steps=1)
+    (table,) = evaluate(tmp_path / "w", samples=0).document["tables"]
+    assert dict(table["rows"]) == {"answered": "3", "without their oldest turns": "2"}
+
+
 @pytest.mark.parametrize("turns", [1, 40])
 def test_an_exchange_that_is_too_long_by_itself_is_cut_and_fits(turns: int) -> None:
     made = task(context=64)

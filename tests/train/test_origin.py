@@ -134,6 +134,27 @@ def test_an_rnn_of_one_direction_is_no_classifier(language: Path, tmp_path: Path
         train(work, from_=str(source.folder), **STILL)
 
 
+def test_a_run_goes_on_when_its_origin_is_gone(language: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(Workdir(language).run("next").bundle, bundle)
+    work = service(tmp_path, "dialogues.jsonl", bundle)
+    train(work, from_=str(bundle), **{**STILL, "steps": 2})
+    shutil.rmtree(bundle)
+    events = Events()
+    again = train(work, context=events.context(), from_=str(bundle), **{**STILL, "steps": 2})
+    assert again.fresh
+    assert "goes on with what it took from there" in events.notes
+    for name, other in (("default", str(tmp_path / "bundel")), ("another", str(bundle))):
+        with pytest.raises(UsageError, match="no run or bundle"):
+            train(work, name, from_=other, **{**STILL, "steps": 2})
+    with pytest.raises(UsageError, match="no run or bundle"):
+        train(work, from_=str(bundle), restart=True, **{**STILL, "steps": 2})
+    for file in Workdir(work).run("default").checkpoints.glob("*/model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match="is whole"):
+        train(work, from_=str(bundle), **{**STILL, "steps": 2})
+
+
 def test_damaged_weights_are_refused(language: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(Workdir(language).run("next").bundle, bundle)
