@@ -32,13 +32,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "work"
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_task_goes_all_the_way_on_a_gpu(
     prepared: Path,  # noqa: F811
-    family: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    family: dict[str, Any], dropout: float, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    kind, name = KINDS[prepared.name], str(family["model"])
-    values = {**family, **CUDA, "steps": 3, "width": 16, "dropout": 0.1, "batch_size": 6}
+    kind, name = KINDS[prepared.name], f"{family['model']}-{dropout}"
+    values = {**family, **CUDA, "steps": 3, "width": 16, "dropout": dropout, "batch_size": 6}
     train(prepared, name, **values)
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         train(prepared, f"{name}-cut", stopped_at(patch, 2), **values)
@@ -68,6 +69,16 @@ def test_a_gpu_makes_the_updates_of_a_cpu(data: Path, family: dict[str, Any]) ->
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_matrices_updated_together_on_a_gpu_are_those_of_a_cpu(optimizer: str, data: Path) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        run = f"{optimizer}-{device}"
+        train(data, run, device=device, precision="fp32", optimizer=optimizer, steps=6)
+        found.append([line["loss"] for line in log(data, run) if "loss" in line])
+    assert found[0] == pytest.approx(found[1], rel=5e-3)
+
+
 @pytest.mark.parametrize("compiled", ["off", "on"])
 @pytest.mark.parametrize("objective", ["next", "masked"])
 def test_a_run_killed_on_a_gpu_resumes_to_the_same_bytes(
@@ -95,7 +106,6 @@ def test_flash_attention_within_bounds_is_masked_attention(causal: bool, kv_head
     segments[0, 7:], segments[0, 20:], segments[2, 23:] = 1, 2, 1
     tokens = torch.randint(0, 50, (3, 24))
     batch = Batch({"tokens_BT": tokens, "segments_BT": segments}, tokens, 72).to(model.device)
-    assert batch.inputs["bounds_S"].tolist() == [0, 7, 20, 24, 48, 71, 72, 72]
     found = []
     for inputs in (batch.inputs, {k: v for k, v in batch.inputs.items() if k != "bounds_S"}):
         with torch.autocast("cuda", torch.bfloat16):

@@ -124,6 +124,9 @@ class SequenceModel(nn.Module):
         self.backbone.compile_parts()  # type: ignore[operator]
         if self.device.type == "cuda":
             self.turn = torch.compile(fused.to_gradient, dynamic=False)
+            # one for each number of bounds: what is not compiled would compute other bits
+            torch._dynamo.config.recompile_limit = 64
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
 
     def start(self, slots: int, room: int | None = None) -> State:
         """The empty state of `slots` independent texts, for `extend`, each of at most `room` tokens

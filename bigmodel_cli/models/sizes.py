@@ -271,7 +271,8 @@ def row_bytes(config: ModelConfig, device: str = "cpu") -> int:
     pass, and logits in fp32 with their gradient. An estimate on the safe side."""
     D, H, T = config.width, config.hidden, config.shape.context
     if config.family == "transformer":
-        seen = 6 * config.heads * T if device == "cpu" and T <= LONGEST_PRODUCT else T
+        products = T <= LONGEST_PRODUCT if device == "cpu" else config.head_width % 8 > 0
+        seen = 6 * config.heads * T if products else T
         layer = 4 * (14 * D + 6 * H) + seen
     elif config.family == "rnn":
         layer = 4 * 14 * D

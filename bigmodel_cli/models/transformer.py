@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 from bigmodel_cli.models import fused
 from bigmodel_cli.models.embed import RMSNorm, linear, rotary_angles, rotate
@@ -85,6 +84,20 @@ def attend(
     return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
+def attend_within(
+    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, bounds_S: Tensor, causal: bool
+) -> Tensor:
+    """Attention (B, T, N, H) within bounds, by torch's flash kernel (see Transformer.forward)."""
+    from torch.nn.attention.varlen import varlen_attn  # loads the compiler: a second
+
+    B, N, T, H = q_BNTH.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNTH, k_BKTH, v_BKTH))
+    # a word that is not needed is left out: older releases do not know this one
+    flash = partial(varlen_attn, enable_gqa=True) if k_BKTH.shape[1] != N else varlen_attn
+    y_PNH = flash(q, k, v, bounds_S, bounds_S, T, T, window_size=(-1, 0 if causal else -1))
+    return y_PNH.view(B, T, N, H)  # type: ignore[union-attr]
+
+
 class Attention(nn.Module):
     """softmax(QKᵀ/√H)·V with rotary positions and normed queries and keys."""
 
@@ -120,10 +133,8 @@ class Attention(nn.Module):
             k_BKTH, v_BKTH = places.write(keys_BKSH, k_BKTH), places.write(values_BKSH, v_BKTH)
         dropout = self.dropout if self.training else 0.0
         if bounds_S is not None:
-            q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNTH, k_BKTH, v_BKTH))
-            flash = partial(varlen_attn, enable_gqa=True) if K != N else varlen_attn
-            y_PNH = flash(q, k, v, bounds_S, bounds_S, T, T, window_size=(-1, 0 if causal else -1))
-            return self.out(y_PNH.view(B, T, D))  # type: ignore[no-any-return, union-attr]
+            y_BTNH = attend_within(q_BNTH, k_BKTH, v_BKTH, bounds_S, causal)
+            return self.out(y_BTNH.reshape(B, T, D))  # type: ignore[no-any-return]
         if x_BTD.device.type == "cpu" and T > 1 and k_BKTH.shape[2] <= LONGEST_PRODUCT:
             y_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, causal, dropout)
         else:
@@ -213,6 +224,7 @@ class Transformer(nn.Module):
             and fused.product_dtype(x_BTD) in (torch.bfloat16, torch.float16)
             and torch.cuda.get_device_capability(x_BTD.device) >= (8, 0)
             and self.config.head_width % 8 == 0
+            and self.config.head_width <= 256
             and not (self.training and self.config.dropout)
         )
 

@@ -53,7 +53,7 @@ def task_for(
     if config.task != "auto":
         return task_class(config.task)
     found: dict[str, str] = {}
-    if layout.delimited or all(source.hub or source.kind != "text" for source in sources):
+    if layout.header or all(source.hub or source.kind != "text" for source in sources):
         found = columns(next((s for s in sources if s.records), sources[0]), layout)
     # a column that goes by another name is known by the one that it is given
     found |= {n: found.get(c, "string") for n, c in wanted_columns(config.column).items()}

@@ -24,7 +24,7 @@ def delimited(
     """
     assert source.path is not None
     delimiter = layout.delimiter or ("," if source.kind == "csv" else "\t")
-    plain = delimiter != "," and layout.delimited
+    plain = delimiter != "," and bool(layout.header or layout.delimiter)
     csv.field_size_limit(LONGEST_ROW)
     with (
         open_bytes(source.path) as raw,

@@ -99,7 +99,7 @@ def read(
             yield from lines(source, choose, layout, ledger, advance)
         elif source.hub:
             yield from hub(source, choose, layout)
-        elif layout.delimited and source.kind in ("text", "csv", "tsv"):
+        elif layout.header and source.kind in ("text", "csv", "tsv"):
             yield from delimited(source, choose, layout, ledger, advance)
         elif text and layout.documents:
             yield from _text(source, layout.separator, ledger, advance)

@@ -66,10 +66,14 @@ def run(
         )
     with lock(workdir.data):
         spool = workdir.data / f"{manifest.TEMPORARY}stdin"
-        sources = recognise_splits(find(config.sources, config.exclude, spool, workdir.root))
+        sources = recognise_splits(find(
+            config.sources, config.exclude, spool, workdir.root, bool(config.delimiter)
+        ))  # fmt: skip
         for name, share in fractions.items():
             if share is None:
-                named = find([getattr(config, name)], (), spool, workdir.root)
+                named = find(
+                    [getattr(config, name)], (), spool, workdir.root, bool(config.delimiter)
+                )
                 taken = {(source.path, source.hub) for source in named}
                 sources = [s for s in sources if (s.path, s.hub) not in taken] + [
                     Source(s.name, s.path, s.hub, name) for s in named
@@ -231,7 +235,7 @@ def _build(
         for name in ("val", "test")
     }
     # test and val come first, so that a duplicate is dropped from the train split
-    whole = together(sources) if task.aligned and not layout.delimited else sources
+    whole = together(sources) if task.aligned and not layout.header else sources
     ordered = sorted(whole, key=lambda s: -SPLITS.index(s.split or "train"))
     rows = _read(ordered, task, wanted, layout, ledger, context)
     units = task.units(rows, ledger, shares)

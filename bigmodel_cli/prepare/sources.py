@@ -57,11 +57,6 @@ class Layout:
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     documents: bool = True
 
-    @property
-    def delimited(self) -> bool:
-        """Whether files whose names say nothing, such as standard input, have columns."""
-        return bool(self.header or self.delimiter)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -123,10 +118,14 @@ def _labels_of(path: Path) -> bool:
 
 
 def find(
-    patterns: Sequence[str], exclude: Sequence[str], spool: Path, own: Path | None = None
-) -> list[Source]:
+    patterns: Sequence[str], exclude: Sequence[str], spool: Path, own: Path | None = None,
+    delimited: bool = False,
+) -> list[Source]:  # fmt: skip
     """The files behind what the user named, in a fixed order; none that lies in the working
-    directory `own`. Raises UsageError, DataError."""
+    directory `own`. delimited: what standard input is, if not JSON.
+
+    Raises UsageError, DataError.
+    """
     if not patterns:
         raise UsageError("no source", "for example: bigmodel prepare data/stories")
     if any(not pattern.strip() for pattern in patterns):
@@ -136,7 +135,7 @@ def find(
     found: dict[str, Source] = {}
     own = own.resolve() if own else None
     for pattern in patterns:
-        for source in _expand(pattern, exclude, spool):
+        for source in _expand(pattern, exclude, spool, delimited):
             for each in (source, *_beside(source)):
                 path = each.path and each.path.resolve()
                 if own and path and each.path != spool and path.is_relative_to(own):
@@ -163,7 +162,7 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Source]:
+def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: bool) -> Iterator[Source]:
     if pattern == "-":
         with storage(spool):
             spool.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +172,7 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path) -> Iterator[Sourc
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         with spool.open("rb") as file:
             jsonl = file.read(1) == b"{"
-        yield Source("stdin.jsonl" if jsonl else "stdin.txt", spool)
+        yield Source("stdin" + (".jsonl" if jsonl else ".csv" if delimited else ".txt"), spool)
         return
     if pattern.startswith("hf:"):
         yield Source(pattern, None, pattern.removeprefix("hf:"))

@@ -85,25 +85,32 @@ class Batch:
     extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors where the model is; a GPU is told the segments' bounds, too
-        (see Transformer.forward), as many as a power of two, so that few shapes are compiled."""
+        """The batch with its tensors where the model is; a GPU is told the segments' bounds."""
         if device.type == "cpu":
             return self
-        import torch
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         inputs = {name: moved(tensor) for name, tensor in self.inputs.items()}
-        if (segments_BT := self.inputs.get("segments_BT")) is not None:
-            begins = segments_BT != segments_BT.roll(1, 1)
-            begins[:, 0] = True
-            found = begins.flatten().nonzero()[:, 0].int()
-            room = 1 << len(found).bit_length()
-            bounds_S = torch.full((room,), begins.numel(), dtype=torch.int32)
-            bounds_S[: len(found)] = found
-            inputs["bounds_S"] = moved(bounds_S)
+        if "tokens_BT" in inputs:
+            inputs["bounds_S"] = moved(self.bounds())
         return Batch(inputs, moved(self.targets), self.terms, self.extra)
+
+    def bounds(self) -> Tensor:
+        """Where the segments of all rows, one after another, begin, and then the end, again and
+        again: 16 for each row, or the next power of two, so that few shapes are compiled. int32."""
+        import torch
+        import torch.nn.functional as F
+
+        tokens_BT = self.inputs["tokens_BT"]
+        begins_BT = torch.zeros(tokens_BT.shape, dtype=torch.bool)
+        if (segments_BT := self.inputs.get("segments_BT")) is not None:
+            begins_BT = segments_BT != segments_BT.roll(1, 1)
+        begins_BT[:, 0] = True
+        found_S = begins_BT.flatten().nonzero()[:, 0]
+        room = 1 << max(len(found_S), 16 * len(tokens_BT) - 1).bit_length()
+        return F.pad(found_S, (0, room - len(found_S)), value=tokens_BT.numel()).int()
 
 
 class Plan(Protocol):

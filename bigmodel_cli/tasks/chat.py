@@ -288,7 +288,7 @@ class Chat(TextTask):
         asked, cut = counts["asked"].tolist()
         return [
             Table("Replies", ["dialogues", "count"],
-                  [["answered", f"{asked:,}"], ["without their oldest turns", f"{cut:,}"]])
+                  [["answered", f"{asked:,}"], ["of which cut to fit", f"{cut:,}"]])
         ]  # fmt: skip
 
     def protocol(self) -> dict[str, Any]:

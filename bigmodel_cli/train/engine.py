@@ -29,7 +29,8 @@ from bigmodel_cli.tasks import Batch, Plan, Task
 from bigmodel_cli.train import parallel
 from bigmodel_cli.train.optim import Optimizers
 
-ARITHMETIC = 2  # one more whenever an update of the same model computes other bits
+# one more whenever an update of the same model computes other bits there
+ARITHMETIC = {"cpu": 2, "cuda": 3}
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -54,7 +55,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         name = torch.cuda.get_device_name(device)
     found: dict[str, Any] = {
         "device": device.type, "name": name, "torch": torch.__version__.split("+")[0],
-        "simd": torch.backends.cpu.get_cpu_capability(), "arithmetic": ARITHMETIC,
+        "simd": torch.backends.cpu.get_cpu_capability(), "arithmetic": ARITHMETIC[device.type],
     }  # fmt: skip
     return found | ({"ranks": parallel.world()} if parallel.world() > 1 else {})
 
@@ -127,7 +128,8 @@ class Engine:
             part.backward()  # type: ignore[no-untyped-call]
             parts += part.detach()
         parallel.sum_gradients(self.model.parameters())
-        self._ahead = number + 1, self._batches(number + 1)  # while a GPU is at work
+        if self.device.type == "cuda":  # while it is at work
+            self._ahead = number + 1, self._batches(number + 1)
         (loss,) = parallel.total(parts.item())
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -18,10 +18,13 @@ class Muon(torch.optim.Muon):
     """torch's. On a GPU matrices of one shape are orthogonalized together: it would idle between
     many small products, one after another."""
 
+    together: bool | None = None  # None: on a GPU
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         group = self.param_groups[0]
-        if not group["params"] or group["params"][0].device.type == "cpu":
+        on_gpu = any(parameter.is_cuda for parameter in group["params"])
+        if not (on_gpu if self.together is None else self.together):
             return super().step(closure)  # type: ignore[no-untyped-call]
         shapes: dict[torch.Size, list[Tensor]] = {}
         for parameter in group["params"]:

@@ -13,7 +13,7 @@ from typing import Any
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, clean, lock
 from bigmodel_cli.config import TrainConfig
-from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError, UsageError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError, ResourceError, UsageError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import SIZES, ModelConfig, model_config
 from bigmodel_cli.options import identity
@@ -42,10 +42,16 @@ def run(
     if config.size and config.size not in SIZES:
         model_config(config.model, config.size, None)  # type: ignore[arg-type]  # raises
     options = {**identity(config), **dict(task_options)}
-    origin = _origin(config, workdir, place, options, context) if config.from_ else None
-    if origin and origin.weights.resolve().is_relative_to(place.folder.resolve()):
+    origin: Origin | BigmodelError | None = None
+    try:
+        origin = find_origin(config.from_, workdir) if config.from_ else None
+    except (UsageError, ArtifactError) as error:  # which may not matter any more
+        origin = error
+    if isinstance(origin, Origin) and origin.weights.resolve().is_relative_to(
+        place.folder.resolve()
+    ):
         raise UsageError(f"run `{name}` cannot begin from itself", "name another with --run")
-    if origin:  # wherever it lies
+    if isinstance(origin, Origin):  # wherever it lies
         options["from_"] = origin.sha256
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined())
@@ -56,31 +62,22 @@ def run(
             stack.enter_context(lock(place.folder))
             clean(place.checkpoints)
             begun = place.config.exists() and checkpoint.names(place.checkpoints)
-            known = _agree(place, options, data) if begun and not config.restart else None
+            known = place.read_config() if begun and not config.restart else None
+            if isinstance(origin, BigmodelError):
+                if not known or known.get("origin") != config.from_:
+                    raise origin
+                options["from_"] = known["options"]["from_"]
+                context.warn(f"{origin.message}; run `{name}` goes on with what it took there")
+            if known:
+                _agree(known, place, options, data)
             done = _finished(place, context) if known else None
             return [known, dataclasses.asdict(done) if done else None]
 
         known, done = parallel.lead(found)
         if done:
             return Trained(**done)
+        origin = origin if isinstance(origin, Origin) else None
         return _train(config, options, data, known, origin, place, workdir, context)
-
-
-def _origin(
-    config: TrainConfig, workdir: Workdir, place: Run, options: dict[str, Any], context: Context
-) -> Origin | None:  # fmt: skip
-    """Where the run begins; None where that is gone, but the run was begun from it before. Raises
-    UsageError, ArtifactError."""
-    try:
-        return find_origin(config.from_, workdir)
-    except (UsageError, ArtifactError) as error:
-        begun = place.config.exists() and not config.restart
-        known = place.read_config() if begun and checkpoint.names(place.checkpoints) else {}
-        if known.get("origin") != config.from_:
-            raise
-        options["from_"] = known["options"]["from_"]
-        context.warn(f"{error.message}; run `{place.name}` goes on with what it took from there")
-        return None
 
 
 def _clear(place: Run) -> None:
@@ -92,9 +89,10 @@ def _clear(place: Run) -> None:
                 shutil.rmtree(folder)
 
 
-def _agree(place: Run, options: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """The run's configuration, if it is the one asked for. Raises UsageError: what differs."""
-    known = place.read_config()
+def _agree(
+    known: dict[str, Any], place: Run, options: dict[str, Any], data: dict[str, Any]
+) -> None:  # fmt: skip
+    """Raises UsageError where a run's configuration is not the one asked for: what differs."""
     before = {**identity(TrainConfig()), **known["options"]}  # options that came later
     differing = manifest.changes(before, options)
     if known["data_fingerprint"] != data["fingerprint"]:
@@ -104,7 +102,6 @@ def _agree(place: Run, options: dict[str, Any], data: dict[str, Any]) -> dict[st
             f"run `{place.name}` was begun otherwise: " + "; ".join(differing),
             "begin it anew with --restart, or name another with --run",
         )
-    return known
 
 
 def _finished(place: Run, context: Context) -> Trained | None:

@@ -193,7 +193,7 @@ def test_an_evaluation_counts_the_dialogues_that_were_cut_to_be_answered(tmp_pat
             tokenizer="bytes", context=256)  # fmt: skip
     train(tmp_path / "w", width=16, layers=1, steps=1)
     (table,) = evaluate(tmp_path / "w", samples=0).document["tables"]
-    assert dict(table["rows"]) == {"answered": "3", "without their oldest turns": "2"}
+    assert dict(table["rows"]) == {"answered": "3", "of which cut to fit": "2"}
 
 
 @pytest.mark.parametrize("turns", [1, 40])

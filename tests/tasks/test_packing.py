@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from bigmodel_cli.artifacts.shards import Columns, ShardWriter, Split
 from bigmodel_cli.artifacts.tokenizer import train
@@ -385,3 +386,15 @@ def test_a_random_stream_depends_on_its_whole_key() -> None:
     again = {key: tuple(generator(*key).integers(0, 1 << 40, 4).tolist()) for key in keys}
     assert first == again
     assert len(set(first.values())) == len(keys)
+
+
+def test_a_gpu_is_told_where_segments_begin_and_end() -> None:
+    segments = np.zeros((3, 24), np.int64)
+    segments[0, 7:], segments[0, 20:], segments[2, 23:] = 1, 2, 1
+    tokens = np.zeros((3, 24), np.int64)
+    for given, begins in ((segments, [0, 7, 20, 24, 48, 71]), (segments * 0, [0, 24, 48])):
+        bounds = make_batch(tokens, tokens, given).bounds()
+        assert bounds.dtype == torch.int32
+        assert bounds.tolist() == begins + [72] * (64 - len(begins))
+    each = np.arange(24)[None].repeat(3, 0)  # a segment for each position
+    assert make_batch(tokens, tokens, each).bounds().tolist() == [*range(72)] + [72] * 56
