@@ -65,15 +65,11 @@ def run(
             "choose shares that add up to less than 1",
         )
     with lock(workdir.data):
-        spool = workdir.data / f"{manifest.TEMPORARY}stdin"
-        sources = recognise_splits(find(
-            config.sources, config.exclude, spool, workdir.root, bool(config.delimiter)
-        ))  # fmt: skip
+        place = workdir.data / f"{manifest.TEMPORARY}stdin", workdir.root, bool(config.delimiter)
+        sources = recognise_splits(find(config.sources, config.exclude, *place))
         for name, share in fractions.items():
             if share is None:
-                named = find(
-                    [getattr(config, name)], (), spool, workdir.root, bool(config.delimiter)
-                )
+                named = find([getattr(config, name)], (), *place)
                 taken = {(source.path, source.hub) for source in named}
                 sources = [s for s in sources if (s.path, s.hub) not in taken] + [
                     Source(s.name, s.path, s.hub, name) for s in named

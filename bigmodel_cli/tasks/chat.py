@@ -18,7 +18,7 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
-from bigmodel_cli.tasks.dialogues import CHATML
+from bigmodel_cli.tasks.dialogues import CHATML, decoded, latest, requested
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -266,30 +266,27 @@ class Chat(TextTask):
     def answers(self, model: SequenceModel, split: Split) -> Iterator[Predictions]:
         import numpy as np
 
+        from bigmodel_cli.tasks.requests import write
+
         units, prompts, references = self._asked(split)
         order = sorted(range(len(units)), key=lambda i: sum(len(m["content"]) for m in prompts[i]))
         for first in range(0, len(order), TOGETHER):
             part = order[first : first + TOGETHER]
             requests = [Request(prompts[i], MOST_TOKENS) for i in part]
-            replies = {i: last["message"]["content"]
-                       for i, _, last in self.answer(model, requests) if last}  # fmt: skip
+            given, cut = zip(*map(self._fitted, requests), strict=True)
+            written = write(model, self.tokenizer, given, requests, self.ends)
+            replies = {i: whole for i, _, reason, whole in written if reason}
             found = self.judge(units[part], [replies[i] for i in range(len(part))],
                                [references[i] for i in part])  # fmt: skip
-            encoded = self._encode([prompts[i] for i in part], prompt=True)
-            cut = sum(len(tokens) > self._room(MOST_TOKENS) for tokens, _ in encoded)
-            yield dataclasses.replace(found, counts={"asked": np.array([len(part), cut])})
+            yield dataclasses.replace(found, counts={"asked": np.array([len(part), sum(cut)])})
 
     def tables(
         self, sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
     ) -> list[Table]:
         del sums
-        if "asked" not in counts:
-            return []
-        asked, cut = counts["asked"].tolist()
-        return [
-            Table("Replies", ["dialogues", "count"],
-                  [["answered", f"{asked:,}"], ["of which cut to fit", f"{cut:,}"]])
-        ]  # fmt: skip
+        names, found = ("answered", "of which cut to fit"), counts.get("asked", ())
+        rows: list[list[str | float]] = [[n, f"{c:,}"] for n, c in zip(names, found, strict=False)]
+        return [Table("Replies", ["dialogues", "count"], rows)] if rows else []
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -336,17 +333,8 @@ class Chat(TextTask):
         return split.values("tokens", unit, unit + 1), split.values("learned", unit, unit + 1)
 
     def _dialogue(self, split: Split, unit: int) -> list[Message]:
-        """A dialogue's messages, from its tokens."""
-        tokens, _ = self._unit(split, unit)
-        marks = {self._special(START), self._special(END), self.tokenizer.endoftext}
-        found: list[Message] = []
-        part: list[int] = []
-        for token in tokens.tolist():
-            if token == self._special(END) and part:
-                role, _, content = self.tokenizer.decode(part).partition("\n")
-                found.append({"role": role, "content": content})
-            part = [] if token in marks else [*part, token]
-        return found
+        tokens = self._unit(split, unit)[0].tolist()
+        return decoded(tokens, self.tokenizer, self.used_specials(), self._special(END))
 
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
@@ -370,15 +358,14 @@ class Chat(TextTask):
     def proof(self, split: Split, count: int) -> Proof:
         import torch
 
-        found = [self._dialogue(split, unit) for unit in range(min(count, len(split)))]
-        found = [dialogue for dialogue in found if dialogue]
+        units = range(min(count, len(split)))
+        found = [dialogue for unit in units if (dialogue := self._dialogue(split, unit))]
         tokens = [tokens[: self.options.context] for tokens, _ in self._encode(found)]
         return Proof([{"tokens_BT": torch.tensor([part])} for part in tokens], list(found))
 
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.dialogues import requested
         from bigmodel_cli.tasks.requests import generation
 
         return generation(document, requested(document.get("messages")))
@@ -388,22 +375,23 @@ class Chat(TextTask):
         shape = self.shape()
         return max(1, shape.context - min(written, shape.context // 2))
 
+    def _fitted(self, request: Request) -> tuple[list[int], bool]:
+        """A dialogue as tokens, and whether it was cut to leave room for its answer: as in
+        training, the oldest turns go."""
+        room = self._room(request.max_tokens)
+        ((tokens, _),) = self._encode([request.prompt], prompt=True)
+        if cut := len(tokens) > room:
+            found = latest(request.prompt, self.tokenizer, room)
+            ((tokens, _),) = self._encode([found], prompt=True)
+        return tokens, cut
+
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
-        from bigmodel_cli.tasks.dialogues import latest
         from bigmodel_cli.tasks.requests import write
 
-        prompts = []
-        for request in requests:
-            room = self._room(request.max_tokens)
-            ((tokens, _),) = self._encode([request.prompt], prompt=True)
-            if len(tokens) > room:  # as in training: the oldest turns go
-                found = latest(request.prompt, self.tokenizer, room)
-                ((tokens, _),) = self._encode([found], prompt=True)
-            prompts.append(tokens)
-        for index, text, reason, whole in write(
-            model, self.tokenizer, prompts, requests, self.ends
-        ):
+        prompts = [self._fitted(request)[0] for request in requests]
+        written = write(model, self.tokenizer, prompts, requests, self.ends)
+        for index, text, reason, whole in written:
             message = {"role": "assistant", "content": whole}
             yield index, text, {"message": message, "finish_reason": reason} if reason else None

@@ -205,6 +205,20 @@ def encode(
         yield tokens, owners
 
 
+def decoded(
+    tokens: Sequence[int], tokenizer: Tokenizer, marks: set[int], end: int
+) -> list[Message]:  # fmt: skip
+    """The messages behind a dialogue's tokens. marks: what is no content; end: of a message."""
+    found: list[Message] = []
+    part: list[int] = []
+    for token in tokens:
+        if token == end and part:
+            role, _, content = tokenizer.decode(part).partition("\n")
+            found.append({"role": role, "content": content})
+        part = [] if token in marks else [*part, token]
+    return found
+
+
 def _cut(ids: list[int], counts: list[int]) -> Iterator[list[int]]:
     first = 0
     for count in counts:

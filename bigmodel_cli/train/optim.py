@@ -27,7 +27,7 @@ class Muon(torch.optim.Muon):
         if not (on_gpu if self.together is None else self.together):
             return super().step(closure)  # type: ignore[no-untyped-call]
         shapes: dict[torch.Size, list[Tensor]] = {}
-        for parameter in group["params"]:
+        for parameter in (p for p in group["params"] if p.grad is not None):
             shapes.setdefault(parameter.shape, []).append(parameter)
         for alike in shapes.values():
             self.update(alike, group)

@@ -13,7 +13,7 @@ from typing import Any
 from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, clean, lock
 from bigmodel_cli.config import TrainConfig
-from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError, ResourceError, UsageError
+from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError, UsageError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import SIZES, ModelConfig, model_config
 from bigmodel_cli.options import identity
@@ -42,16 +42,14 @@ def run(
     if config.size and config.size not in SIZES:
         model_config(config.model, config.size, None)  # type: ignore[arg-type]  # raises
     options = {**identity(config), **dict(task_options)}
-    origin: Origin | BigmodelError | None = None
+    origin, gone = None, None
     try:
         origin = find_origin(config.from_, workdir) if config.from_ else None
     except (UsageError, ArtifactError) as error:  # which may not matter any more
-        origin = error
-    if isinstance(origin, Origin) and origin.weights.resolve().is_relative_to(
-        place.folder.resolve()
-    ):
+        gone = error
+    if origin and origin.weights.resolve().is_relative_to(place.folder.resolve()):
         raise UsageError(f"run `{name}` cannot begin from itself", "name another with --run")
-    if isinstance(origin, Origin):  # wherever it lies
+    if origin:  # wherever it lies
         options["from_"] = origin.sha256
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.joined())
@@ -63,11 +61,11 @@ def run(
             clean(place.checkpoints)
             begun = place.config.exists() and checkpoint.names(place.checkpoints)
             known = place.read_config() if begun and not config.restart else None
-            if isinstance(origin, BigmodelError):
+            if gone:
                 if not known or known.get("origin") != config.from_:
-                    raise origin
+                    raise gone
                 options["from_"] = known["options"]["from_"]
-                context.warn(f"{origin.message}; run `{name}` goes on with what it took there")
+                context.warn(f"{gone.message}; run `{name}` goes on with what it took there")
             if known:
                 _agree(known, place, options, data)
             done = _finished(place, context) if known else None
@@ -76,7 +74,6 @@ def run(
         known, done = parallel.lead(found)
         if done:
             return Trained(**done)
-        origin = origin if isinstance(origin, Origin) else None
         return _train(config, options, data, known, origin, place, workdir, context)
 
 
