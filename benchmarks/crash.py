@@ -1,15 +1,17 @@
 """What is left by a kill −9 or a SIGTERM anywhere: the same command, run again, ends with the bytes
 of a run that nobody disturbed.
 
-    python benchmarks/crash.py                     # all of it, about half an hour
+    python benchmarks/crash.py                     # all of it, about HOURS
     python benchmarks/crash.py --kills 4 --places 4 --stops 1
 
 Each of prepare, train, evaluate and deploy is killed at seeded random moments, from its start to
-its end; at its writes, fsyncs, renames and removals, before and after (crash.c is loaded into the
-program and counts them; without a C compiler this part is left out); and sent SIGTERM, upon which
-it has to end within 10 seconds with code 75. The command is run again, and what it leaves is
-compared, byte for byte but for clock times. A run that is trained may lose no more updates than lie
-between two checkpoints, none at a SIGTERM, and has to go on from its checkpoint.
+its end; before and after each of its writes, fsyncs, renames and removals (crash.c is loaded into
+the program and counts them; without a C compiler this part is left out; here the commands are
+forked from a process that has the program loaded already, which saves most of the time); and sent
+SIGTERM, upon which it has to end within 10 seconds with code 75. The command is run again, and
+what it leaves is compared, byte for byte but for clock times. A run that is trained may lose no
+more updates than lie between two checkpoints, none at a SIGTERM, and has to go on from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,30 @@ BEFORE = {
 }
 TIMES = ("elapsed", "reserve", "log_bytes", "seconds", "checksum", "tokens_per_second")
 SECONDS = 10  # within which SIGTERM is answered
+LONGEST = 120  # seconds that a command may take
+SERVER = """
+import contextlib, importlib, json, os, pkgutil, signal, sys, time
+import bigmodel_cli, datasets, gigatoken, pyarrow.json, safetensors.torch, tokenizers, torch
+from bigmodel_cli.cli import app
+for module in pkgutil.walk_packages(bigmodel_cli.__path__, "bigmodel_cli."):
+    with contextlib.suppress(ImportError):  # of an extra
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+for line in sys.stdin:
+    asked = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(asked["seconds"])
+        os.chdir(asked["folder"])
+        output = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ.update(asked["env"])
+        sys.argv = ["bigmodel", *asked["words"]]
+        app.STARTED = time.monotonic()
+        app.main()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
 
 
 class BrokenError(Exception):
@@ -65,26 +91,66 @@ class Stage:
     after: Mapping[str, str]
 
 
-def start(
-    command: Sequence[str], work: Path, env: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
-    words = [*command, "-w", str(work), "--quiet", "--json"]
-    words += ["--threads", "1", "--device", "cpu"] * (command[0] != "prepare")
+def words(command: Sequence[str], work: Path) -> list[str]:
+    found = [*command, "-w", str(work), "--quiet", "--json"]
+    return found + ["--threads", "1", "--device", "cpu"] * (command[0] != "prepare")
+
+
+def program(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Python, with this checkout's package and its output kept."""
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent), **options.pop("env", {})}
     return subprocess.Popen(
-        [sys.executable, "-m", "bigmodel_cli", *words], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, cwd=work.parent,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), **(env or {})},
-    )  # fmt: skip
+        [sys.executable, *arguments], stdout=subprocess.PIPE, env=env, **options
+    )
+
+
+def start(command: Sequence[str], work: Path) -> subprocess.Popen[bytes]:
+    return program(
+        "-m", "bigmodel_cli", *words(command, work), cwd=work.parent, stderr=subprocess.PIPE
+    )
 
 
 def finish(command: Sequence[str], work: Path) -> float:
     """Runs a command to its end; gives the seconds. Raises BrokenError when it fails."""
     began = time.monotonic()
     process = start(command, work)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LONGEST)
     if process.returncode:
         raise BrokenError(f"{command[0]} ended with {process.returncode}: {out + err!r}")
     return time.monotonic() - began
+
+
+class Loaded:
+    """A process that has the program and crash.c loaded, and forks for each command. (The order of
+    sets, which Python draws for each process, is the same in all of them.)"""
+
+    def __init__(self, root: Path, library: Path) -> None:
+        self.output = root / "output"
+        self.process = program(
+            "-c", SERVER, stdin=subprocess.PIPE, env={"LD_PRELOAD": str(library)}
+        )
+
+    def run(self, command: Sequence[str], work: Path, **env: str) -> int:
+        """The code that the command ends with; negative for a signal. Raises BrokenError."""
+        self.output.unlink(missing_ok=True)
+        asked = {"words": words(command, work), "folder": str(work.parent), "env": env,
+                 "output": str(self.output), "seconds": LONGEST}  # fmt: skip
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(asked).encode() + b"\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise BrokenError(f"the process that forks ended with {self.process.wait()}")
+        return int(line)
+
+    def finish(self, command: Sequence[str], work: Path) -> None:
+        """Runs a command to its end. Raises BrokenError when it fails."""
+        if code := self.run(command, work):
+            raise BrokenError(f"{command[0]} ended with {code}: {self.output.read_bytes()!r}")
+
+    def close(self) -> None:
+        self.process.communicate()
 
 
 def found(work: Path) -> dict[str, str]:
@@ -152,7 +218,9 @@ def _logged(work: Path) -> list[bytes]:
     return [line for line in lines if line.endswith(b"}\n") and b"gradient_norm" in line]
 
 
-def again(stage: Stage, work: Path, how: str) -> None:
+def again(
+    stage: Stage, work: Path, how: str, finish: Callable[[Sequence[str], Path], Any] = finish
+) -> None:
     """Runs the command once more and compares. Raises BrokenError."""
     saved, logged = _saved(work), _logged(work)
     if stage.name == "train" and len(logged) > saved + EVERY:
@@ -211,29 +279,28 @@ def library(root: Path) -> Path | None:
     return path
 
 
-def places(stage: Stage, loaded: Path) -> list[str]:
+def places(stage: Stage, loaded: Loaded) -> list[str]:
     """Every moment before and after a change of a file: `before fsync …`."""
     work = fresh(stage)
     log = stage.before.parent / "moments"
     log.unlink(missing_ok=True)
-    env = {"LD_PRELOAD": str(loaded), "CRASH_UNDER": str(work), "CRASH_LOG": str(log)}
-    process = start(STAGES[stage.name], work, env)
-    _, err = process.communicate()
-    if process.returncode:
-        raise BrokenError(f"{stage.name} with its changes counted: {err!r}")
+    code = loaded.run(STAGES[stage.name], work, CRASH_UNDER=str(work), CRASH_LOG=str(log))
+    if code:
+        output = loaded.output.read_bytes()
+        raise BrokenError(f"{stage.name} with its changes counted: code {code}: {output!r}")
     return log.read_text().splitlines()
 
 
-def inject(stage: Stage, loaded: Path, number: int, what: str) -> bool:
+def inject(stage: Stage, loaded: Loaded, number: int, what: str) -> bool:
     """A kill −9 at one of these moments; False where threads took another order, and fewer."""
     work = fresh(stage)
-    env = {"LD_PRELOAD": str(loaded), "CRASH_UNDER": str(work), "CRASH_AT": str(number)}
-    process = start(STAGES[stage.name], work, env)
-    _, err = process.communicate()
-    if process.returncode not in (-signal.SIGKILL, 0):
-        raise BrokenError(f"{stage.name}, {what}: code {process.returncode}: {err!r}")
-    again(stage, work, f"{stage.name}, killed {what}")
-    return process.returncode != 0
+    env = {"CRASH_UNDER": str(work), "CRASH_AT": str(number)}
+    code = loaded.run(STAGES[stage.name], work, **env)
+    if code not in (-signal.SIGKILL, 0):
+        output = loaded.output.read_bytes()
+        raise BrokenError(f"{stage.name}, {what}: code {code}: {output!r}")
+    again(stage, work, f"{stage.name}, killed {what}", loaded.finish)
+    return code != 0
 
 
 def spread(count: int, total: int) -> list[int]:
@@ -246,7 +313,7 @@ def spread(count: int, total: int) -> list[int]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--kills", type=int, default=100, help="over all stages")
-    options.add_argument("--places", type=int, default=40, help="most of each stage")
+    options.add_argument("--places", type=int, default=1 << 20, help="most of each stage")
     options.add_argument("--stops", type=int, default=20, help="of each stage")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--stage", choices=STAGES, help="only this one")
@@ -254,8 +321,9 @@ def main() -> None:
     moments = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        loaded = library(root)
-        if not loaded:
+        compiled = library(root)
+        loaded = Loaded(root, compiled) if compiled and chosen.places else None
+        if not compiled:
             print("no C compiler: nothing is injected")
         for stage in list(stages(root)):
             killed = 0
@@ -278,6 +346,8 @@ def main() -> None:
             if answered:
                 print(f"{stage.name}: {len(answered)} SIGTERMs, answered within "
                       f"{max(answered):.1f} s, and the same bytes", flush=True)  # fmt: skip
+        if loaded:
+            loaded.close()
 
 
 if __name__ == "__main__":

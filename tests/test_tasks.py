@@ -154,9 +154,18 @@ def test_a_task_goes_all_the_way_with_each_family(
     assert set(good) == {"id", *kind.gives}
     assert (good["id"], bad["id"]) == (7, 8)
     assert set(bad["error"]) == set(none["error"]) == {"code", "message", "hint"}
-    # an answer does not depend on what else is asked at the same time
+    # an answer does not depend on what else is asked at the same time, but for its last digit
     other = [json.dumps({"id": 7, **kind.request}).encode()] * 3
-    assert [a for a in predictor.answer_lines(other, defaults) if set(a) == set(good)] == [good] * 3
+    for answer in predictor.answer_lines(other, defaults):
+        assert alike(answer, good), (answer, good)
+
+
+def alike(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return bool(one == (pytest.approx(other, abs=2e-6) if isinstance(one, float) else other))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

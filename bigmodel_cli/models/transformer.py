@@ -64,12 +64,11 @@ class Places:
 
 
 def attend(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Tensor | None, causal: bool,
-    dropout: float,
-) -> Tensor:  # fmt: skip
-    """softmax(QKᵀ/√H)·V as plain products, which on a CPU take half of the time of torch's fused
-    kernel. `causal`: T = S, the mask is causal, and the first half of the queries needs no more
-    than half of the keys."""
+    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, bias: Tensor, causal: bool, dropout: float
+) -> Tensor:
+    """softmax(QKᵀ/√H + bias)·V as plain products, which on a CPU take half of the time of torch's
+    fused kernel. bias: −∞ where a position is not seen, else 0, (B or 1, 1, T, S). `causal`: T = S,
+    and the first half of the queries needs no more than half of the keys."""
     N, T, H = q_BNTH.shape[1:]
     K, S = k_BKSH.shape[1:3]
     if K != N:
@@ -78,8 +77,7 @@ def attend(
     for begin, end in ((0, T // 2), (T // 2, T)) if causal and T > 1 else ((0, T),):
         last = end if causal else S
         scores = q_BNTH[:, :, begin:end] * H**-0.5 @ k_BKSH[:, :, :last].transpose(2, 3)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[..., begin:end, :last], float("-inf"))
+        scores.add_(bias[..., begin:end, :last])
         parts.append(F.dropout(scores.softmax(-1), dropout) @ v_BKSH[:, :, :last])
     return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
@@ -99,7 +97,8 @@ def attend_within(
 
 
 class Attention(nn.Module):
-    """softmax(QKᵀ/√H)·V with rotary positions and normed queries and keys."""
+    """softmax(QKᵀ/√H)·V with rotary positions and normed queries and keys. mask: True where a
+    position is seen, or the bias of `attend`, which then computes it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -135,7 +134,7 @@ class Attention(nn.Module):
         if bounds_S is not None:
             y_BTNH = attend_within(q_BNTH, k_BKTH, v_BKTH, bounds_S, causal)
             return self.out(y_BTNH.reshape(B, T, D))  # type: ignore[no-any-return]
-        if x_BTD.device.type == "cpu" and T > 1 and k_BKTH.shape[2] <= LONGEST_PRODUCT:
+        if mask is not None and mask.is_floating_point():
             y_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, causal, dropout)
         else:
             y_BNTH = F.scaled_dot_product_attention(
@@ -202,8 +201,7 @@ class Transformer(nn.Module):
             segments_BT = None
         if segments_BT is not None:
             mask = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
-        elif prefix_B is not None or (x_BTD.device.type == "cpu" and T <= LONGEST_PRODUCT):
-            # without a prefix: so that `attend` has one form
+        elif prefix_B is not None or self._in_products(x_BTD, T):
             mask = torch.ones(B, 1, T, T, dtype=torch.bool, device=x_BTD.device)
         positions = torch.arange(T, device=x_BTD.device)[None]
         if causal and mask is not None:
@@ -212,10 +210,20 @@ class Transformer(nn.Module):
                 seen = seen | (positions < prefix_B[:, None])[:, None, None]
                 causal = False  # for `attend`: the mask says more
             mask = mask & seen
+        if mask is not None and self._in_products(x_BTD, T):
+            mask = self._bias(mask, x_BTD)
         rotary = self._rotary(positions, x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, rotary, mask, causal, None, bounds_S)
         return x_BTD
+
+    def _in_products(self, x_BTD: Tensor, seen: int) -> bool:
+        """Whether `attend` computes this; one position is as quick without."""
+        return x_BTD.device.type == "cpu" and x_BTD.shape[1] > 1 and seen <= LONGEST_PRODUCT
+
+    def _bias(self, mask: Tensor, x: Tensor) -> Tensor:
+        bias = torch.zeros(mask.shape, dtype=fused.product_dtype(x), device=mask.device)
+        return bias.masked_fill_(~mask, float("-inf"))
 
     def _takes_bounds(self, x_BTD: Tensor) -> bool:
         """Whether torch's flash attention computes this: it knows no dropout here."""
@@ -264,6 +272,8 @@ class Transformer(nn.Module):
             keys_S = torch.arange(places.end, device=x_BTD.device)
             last_BT = lengths_B[:, None] - 1 if prefix else positions_BT
             mask = keys_S <= last_BT[:, None, :, None]
+            if self._in_products(x_BTD, places.end):
+                mask = self._bias(mask, x_BTD)
         rotary = self._rotary(positions_BT, x_BTD)
         for layer, block in enumerate(self.blocks):
             kept = cache.keys[layer], cache.values[layer], places

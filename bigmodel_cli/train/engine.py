@@ -30,7 +30,7 @@ from bigmodel_cli.train import parallel
 from bigmodel_cli.train.optim import Optimizers
 
 # one more whenever an update of the same model computes other bits there
-ARITHMETIC = {"cpu": 2, "cuda": 3}
+ARITHMETIC = {"cpu": 3, "cuda": 4}
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -119,14 +119,15 @@ class Engine:
             return None
         terms = max(1, terms)
         parts = torch.zeros((), device=self.device)  # one wait for the device in an update
-        for batch in batches:
-            if parallel.world() == 1 and stopping():
-                self.optimizers.zero()
-                return None
-            with self.autocast():
+        with self.autocast():  # around all: what is not compiled casts weights once
+            for batch in batches:
+                if parallel.world() == 1 and stopping():
+                    self.optimizers.zero()
+                    return None
                 part = self.task.loss_sum(self.model, batch) / terms
-            part.backward()  # type: ignore[no-untyped-call]
-            parts += part.detach()
+                with torch.autocast(self.device.type, enabled=False):
+                    part.backward()  # type: ignore[no-untyped-call]
+                parts += part.detach()
         parallel.sum_gradients(self.model.parameters())
         if self.device.type == "cuda":  # while it is at work
             self._ahead = number + 1, self._batches(number + 1)

@@ -100,7 +100,14 @@ def _compile(
     """Whether kernels are fused, which takes about 20 seconds before the first update, and then
     saves a fifth of the time (docs/defaults.md). Raises UsageError for --compile on where it cannot
     be done."""
-    if config.compile == "off" or model.family != "transformer":
+    if config.compile == "off":
+        return False
+    if model.family != "transformer":
+        if config.compile == "on":
+            raise UsageError(
+                f"--compile on: there is nothing to fuse in --model {model.family}",
+                "leave --compile out",
+            )
         return False
     steps, seconds = resolved["length"]["steps"], resolved["length"]["seconds"]
     if seconds is None:  # at a guess, which depends on nothing but the configuration
@@ -137,7 +144,7 @@ def _micro_batch(
     more than keeps each array near the caches (measured: 1.5 times as fast as all at once)."""
     if config.micro_batch:
         return min(config.micro_batch, batch)
-    room = max(0, memory * 0.4 - model.parameters * 16)
+    room = max(0, memory * 0.4 - model.parameters * 18)
     most = max(1, int(room // row_bytes(model, device)))
     if device == "cpu" and model.family != "rnn":  # whose time steps want many rows
         logits = 1 if model.shape.classes else model.shape.vocabulary

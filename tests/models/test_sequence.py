@@ -299,9 +299,10 @@ def test_attention_in_plain_products_is_that_of_torch(
     mask = segments[:, None, :, None] == segments[:, None, None, :]
     if causal:
         mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
+    bias = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
     gradients = []
     for way in (
-        lambda: attend(q, k, v, mask, causal, 0.0),
+        lambda: attend(q, k, v, bias, causal, 0.0),
         lambda: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True),
     ):
         y = way()

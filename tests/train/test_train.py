@@ -181,6 +181,8 @@ def test_long_runs_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch)
     assert compiled("transformer", {"steps": 100, "seconds": None}, compile="on")
     assert not compiled("transformer", {"steps": 100_000, "seconds": None}, compile="off")
     assert not compiled("rnn", {"steps": 100_000, "seconds": None})
+    with pytest.raises(UsageError, match="nothing to fuse in --model rnn"):
+        compiled("rnn", {"steps": 100, "seconds": None}, compile="on")
     assert not compiled("transformer", {"steps": None, "seconds": 1200}, even=False)
     monkeypatch.setattr(device, "cannot_compile", lambda _: "no compiler")
     assert not compiled("transformer", {"steps": None, "seconds": 1200})
