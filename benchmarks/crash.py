@@ -1,7 +1,7 @@
 """What is left by a kill −9 or a SIGTERM anywhere: the same command, run again, ends with the bytes
 of a run that nobody disturbed.
 
-    python benchmarks/crash.py                     # all of it, about HOURS
+    python benchmarks/crash.py                     # all of it, about 45 minutes
     python benchmarks/crash.py --kills 4 --places 4 --stops 1
 
 Each of prepare, train, evaluate and deploy is killed at seeded random moments, from its start to

@@ -140,7 +140,7 @@ DIGITS = [
     "20",
 ]
 FASHION: dict[str, list[str]] = {
-    "mlp": ["--model", "mlp", "--width", "128", "--layers", "4", "--patch", "2", "--epochs", "16"],
+    "mlp": ["--model", "mlp", "--width", "128", "--layers", "4", "--patch", "2", "--epochs", "24"],
     "transformer": ["--width", "96", "--layers", "3", "--heads", "3", "--epochs", "10"],
     "rnn": ["--model", "rnn", "--cell", "gru", "--width", "128", "--layers", "2", "--epochs", "10"],
 }
