@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,72 +14,45 @@ from bigmodel_cli.errors import ArtifactError
 LEARNING_RATES = {"muon": 6e-3, "adamw": 2e-3}
 
 
-# σ ← aσ + bσ³ + cσ⁵ (Jordan et al. 2024) thrice, not five times: as good (docs/defaults.md)
-STEP = 3.4445, -4.775, 2.0315
-STEPS = 3
-# numbers in a stack of matrices: as many as stay in a processor's cache, or keep a GPU busy
-STACK = {"cpu": 1 << 22, "cuda": 1 << 26}
+class Muon(torch.optim.Muon):
+    """torch's. On a GPU matrices of one shape are orthogonalized together: it would idle between
+    many small products, one after another."""
 
-
-def orthogonal(x_nAB: Tensor) -> Tensor:
-    """About U·Vᵀ of each bfloat16 matrix U·S·Vᵀ; singular values far below the others stay small.
-
-    Newton–Schulz steps multiply x by polynomials of x·xᵀ, which commute: they are found from these
-    products of the shorter side alone, and x is multiplied once, by what they make together. Of
-    2r + 9 products instead of 6r + 3, where the longer side is r times the shorter. bfloat16 leaves
-    an error of 1 to 3 %, of 10 to 20 % where one singular value is all of the matrix: less than
-    the steps' own.
-    """
-    size = x_nAB.norm(dim=(1, 2), keepdim=True, dtype=torch.float32).clamp(min=1e-7)
-    tall = x_nAB.shape[1] > x_nAB.shape[2]
-    x = (x_nAB.mT if tall else x_nAB) / size.to(x_nAB.dtype)
-    a, b, c = STEP
-    gram = x @ x.mT
-    change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # a step makes a·x + change·x
-    factor = change.clone()  # and all so far factor·x
-    factor.diagonal(dim1=1, dim2=2).add_(a)
-    for _ in range(STEPS - 1):
-        gram = torch.baddbmm(gram, change, gram, beta=a)
-        gram = torch.baddbmm(gram, gram, change, beta=a)
-        change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor = torch.baddbmm(factor, change, factor, beta=a)
-    made: Tensor = factor @ x
-    return made.mT if tall else made
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024), matrices of one shape at a time; its updates
-    have the size of AdamW's (Liu et al. 2025), so that one rate serves both."""
-
-    def __init__(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    together: bool | None = None  # None: on a GPU
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        (group,) = self.param_groups
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        on_gpu = any(parameter.is_cuda for parameter in group["params"])
+        if not (on_gpu if self.together is None else self.together):
+            return super().step(closure)  # type: ignore[no-untyped-call]
         shapes: dict[torch.Size, list[Tensor]] = {}
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                shapes.setdefault(parameter.shape, []).append(parameter)
-        for shape, alike in shapes.items():
-            count = max(1, STACK[alike[0].device.type] // shape.numel())
-            for begin in range(0, len(alike), count):
-                self._update(alike[begin : begin + count], group)
+        for parameter in (p for p in group["params"] if p.grad is not None):
+            shapes.setdefault(parameter.shape, []).append(parameter)
+        for alike in shapes.values():
+            self.update(alike, group)
+        return None
 
-    def _update(self, alike: list[Tensor], group: Mapping[str, Any]) -> None:
+    def update(self, alike: list[Tensor], group: Mapping[str, Any]) -> None:
+        """Updates matrices (A, B) of one shape, stacked as (n, A, B)."""
         grads = [p.grad for p in alike if p.grad is not None]
         for parameter, grad in zip(alike, grads, strict=True):
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(grad)
         buffers = [self.state[p]["momentum_buffer"] for p in alike]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        x = grads[0].new_empty((len(grads), *grads[0].shape), dtype=torch.bfloat16)
-        torch._foreach_copy_(x.unbind(), torch._foreach_lerp(grads, buffers, group["momentum"]))
-        rate = group["lr"] * 0.2 * max(x.shape[1:]) ** 0.5
+        x = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"])).bfloat16()
+        A, B = x.shape[1:]
+        x = x.mT if A > B else x
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
+        a, b, c = group["ns_coefficients"]
+        for _ in range(group["ns_steps"]):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = (x.mT if A > B else x).to(alike[0].dtype)
+        rate = group["lr"] * 0.2 * max(A, B) ** 0.5  # match_rms_adamw
         torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(alike, orthogonal(x).unbind(), alpha=-rate)
+        torch._foreach_add_(alike, list(x.unbind()), alpha=-rate)
 
 
 class Optimizers:
@@ -97,7 +70,17 @@ class Optimizers:
         vectors = [p for p in model.parameters() if p.dim() != 2]
         self.parts: list[torch.optim.Optimizer] = []
         if kind == "muon":
-            self.parts.append(Muon(inner, learning_rate, weight_decay))
+            # its updates are scaled to AdamW's size (Liu et al. 2025), so that one rate serves both
+            self.parts.append(
+                Muon(
+                    inner,
+                    lr=learning_rate,
+                    weight_decay=weight_decay,
+                    momentum=0.95,
+                    adjust_lr_fn="match_rms_adamw",
+                    ns_steps=3,  # of 5: as good, at three fifths of the cost (docs/defaults.md)
+                )
+            )
             inner = []
         groups = [
             {"params": inner, "weight_decay": weight_decay},
