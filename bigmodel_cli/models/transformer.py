@@ -210,8 +210,7 @@ class Transformer(nn.Module):
                 seen = seen | (positions < prefix_B[:, None])[:, None, None]
                 causal = False  # for `attend`: the mask says more
             mask = mask & seen
-        if mask is not None and self._in_products(x_BTD, T):
-            mask = self._bias(mask, x_BTD)
+        mask = self._as_bias(mask, x_BTD)
         rotary = self._rotary(positions, x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, rotary, mask, causal, None, bounds_S)
@@ -221,8 +220,11 @@ class Transformer(nn.Module):
         """Whether `attend` computes this; one position is as quick without."""
         return x_BTD.device.type == "cpu" and x_BTD.shape[1] > 1 and seen <= LONGEST_PRODUCT
 
-    def _bias(self, mask: Tensor, x: Tensor) -> Tensor:
-        bias = torch.zeros(mask.shape, dtype=fused.product_dtype(x), device=mask.device)
+    def _as_bias(self, mask: Tensor | None, x_BTD: Tensor) -> Tensor | None:
+        """A mask (…, S) as what `attend` adds, where `attend` computes; else itself."""
+        if mask is None or not self._in_products(x_BTD, mask.shape[-1]):
+            return mask
+        bias = torch.zeros(mask.shape, dtype=fused.product_dtype(x_BTD), device=mask.device)
         return bias.masked_fill_(~mask, float("-inf"))
 
     def _takes_bounds(self, x_BTD: Tensor) -> bool:
@@ -271,9 +273,7 @@ class Transformer(nn.Module):
         if T > 1 or cache.even is None:
             keys_S = torch.arange(places.end, device=x_BTD.device)
             last_BT = lengths_B[:, None] - 1 if prefix else positions_BT
-            mask = keys_S <= last_BT[:, None, :, None]
-            if self._in_products(x_BTD, places.end):
-                mask = self._bias(mask, x_BTD)
+            mask = self._as_bias(keys_S <= last_BT[:, None, :, None], x_BTD)
         rotary = self._rotary(positions_BT, x_BTD)
         for layer, block in enumerate(self.blocks):
             kept = cache.keys[layer], cache.values[layer], places
