@@ -15,6 +15,7 @@ from torch import Tensor
 
 # logits that are in work at a time: as many as stay in a processor's cache, or keep a GPU busy
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+MOST = (1 << 31) - 1  # of more than that a compiled kernel computes places in 64 bits
 
 
 def wide(x: Tensor) -> Tensor:
@@ -59,8 +60,8 @@ def to_gradient(logits_MV: Tensor, targets_M1: Tensor) -> Tensor:
     shares = F.log_softmax(wide(logits_MV), -1)
     total = -(shares.gather(1, index) * real).sum()
     if torch.compiler.is_compiling():  # one kernel
-        columns = torch.arange(shares.shape[1], device=index.device)
-        logits_MV.copy_((shares.exp() - (columns == index).to(shares.dtype)) * real)
+        columns = torch.arange(shares.shape[1], device=index.device, dtype=torch.int32)
+        logits_MV.copy_((shares.exp() - (columns == index.int()).to(shares.dtype)) * real)
     else:
         shares.exp_()
         shares.scatter_(1, index, shares.gather(1, index) - 1)
@@ -137,8 +138,9 @@ class CrossEntropyFunction(torch.autograd.Function):
             x, weight = x_MD.to(dtype), weight_VD.to(dtype)
             logits_MV = x @ weight.T
             total = torch.zeros((), dtype=wide(x_MD[:0]).dtype, device=x.device)
-            # a compiled one keeps nothing beside the logits
-            rows = max(1, CHUNK[kind] // len(weight) if turn is to_gradient else len(x))
+            rows = max(1, CHUNK[kind] // len(weight))
+            if turn is not to_gradient:  # what is compiled keeps nothing beside the logits
+                rows = -(-len(x) // -(-logits_MV.numel() // MOST))
             for begin in range(0, len(x), rows):
                 part = slice(begin, begin + rows)
                 total += turn(logits_MV[part], targets_M[part, None])

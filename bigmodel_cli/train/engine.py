@@ -30,7 +30,7 @@ from bigmodel_cli.train import parallel
 from bigmodel_cli.train.optim import Optimizers
 
 # one more whenever an update of the same model computes other bits there
-ARITHMETIC = {"cpu": 2, "cuda": 3}
+ARITHMETIC = {"cpu": 2, "cuda": 4}
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -106,7 +106,7 @@ class Engine:
 
     def step(self, number: int, share: float, stopping: Callable[[], bool]) -> Step | None:
         """Update `number` (from 0) with `share` of the peak learning rate; None if `stopping` said
-        so, before anything changed. Raises DivergedError, before the update as well."""
+        so, before anything changed. Raises DivergedError, and then the weights are lost, too."""
         self.model.train()
         # what is random in a step (dropout) depends on the step alone: resuming needs no state
         key = (self.seed, number) if parallel.leads() else (self.seed, number, parallel.rank())
@@ -118,7 +118,7 @@ class Engine:
         if asked:
             return None
         terms = max(1, terms)
-        parts = torch.zeros((), device=self.device)  # one wait for the device in an update
+        parts = torch.zeros((), device=self.device)
         with self.autocast():  # around all: what is not compiled casts weights once
             for batch in batches:
                 if parallel.world() == 1 and stopping():
@@ -129,18 +129,18 @@ class Engine:
                     part.backward()  # type: ignore[no-untyped-call]
                 parts += part.detach()
         parallel.sum_gradients(self.model.parameters())
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
+        self.optimizers.step(share)
         if self.device.type == "cuda":  # while it is at work
             self._ahead = number + 1, self._batches(number + 1)
-        (loss,) = parallel.total(parts.item())
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.optimizers.zero()
+        loss, size = torch.stack([parts, norm]).tolist()  # the one wait for the device
+        (loss,) = parallel.total(loss)
+        if not (math.isfinite(loss) and math.isfinite(size)):
             raise DivergedError(
-                f"training diverged at step {number + 1}: loss {loss}, gradient norm {norm}",
+                f"training diverged at step {number + 1}: loss {loss}, gradient norm {size}",
                 "the last checkpoint is good; try --restart with a lower --learning-rate",
             )
-        self.optimizers.step(share)
-        return Step(loss, norm, int(terms))
+        return Step(loss, size, int(terms))
 
     def _batches(self, number: int) -> list[Batch]:
         """This rank's rows of update `number`, some at a time, where the model is."""

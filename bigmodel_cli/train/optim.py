@@ -43,13 +43,13 @@ class Muon(torch.optim.Muon):
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         x = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"])).bfloat16()
         A, B = x.shape[1:]
-        x = x.mT if A > B else x
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
         a, b, c = group["ns_coefficients"]
-        for _ in range(group["ns_steps"]):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        x = (x.mT if A > B else x).to(alike[0].dtype)
+        for _ in range(group["ns_steps"]):  # in products of the shorter side
+            gram = x.mT @ x if A > B else x @ x.mT
+            parts = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, *((x, parts) if A > B else (parts, x)), beta=a)
+        x = x.to(alike[0].dtype)
         rate = group["lr"] * 0.2 * max(A, B) ** 0.5  # match_rms_adamw
         torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(alike, list(x.unbind()), alpha=-rate)

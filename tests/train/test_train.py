@@ -290,7 +290,7 @@ def test_no_whole_checkpoint_is_an_error(work: Path) -> None:
         train(work)
 
 
-def test_divergence_stops_before_the_update(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_leaves_the_last_checkpoint(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Engine.step
 
     def breaking(self: Engine, index: int, *rest: Any) -> Any:
