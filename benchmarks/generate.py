@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from rounds import Contestant, alternate, machine, table
-from train import CONTEXT, SHAPES, bench
+from train import SHAPES, bench
 
 PROMPT, NEW = 32, 128
 BATCHES = (1, 8, 32)
@@ -82,15 +82,15 @@ def main() -> None:
     options.add_argument("--shape", choices=SHAPES, default="10m")
     options.add_argument("--rounds", type=int, default=5)
     chosen = options.parse_args()
-    width, layers, heads, hidden, _, tokenizer = SHAPES[chosen.shape]
+    width, layers, heads, hidden, context, _, tokenizer, pattern = SHAPES[chosen.shape]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name) / "w"
         bigmodel = [sys.executable, "-m", "bigmodel_cli"]
-        source = sysconfig.get_path("stdlib") + "/*.py"
+        source = f"{sysconfig.get_path('stdlib')}/{pattern}"
         quiet = {"check": True, "stdout": subprocess.DEVNULL}
         subprocess.run([*bigmodel, "prepare", source, "-w", work, *tokenizer, "--quiet"], **quiet)
         shape = {"width": width, "layers": layers, "heads": heads, "hidden": hidden,
-                 "context": CONTEXT, "batch-size": 4, "steps": 8}  # fmt: skip
+                 "context": context, "batch-size": 4, "steps": 8}  # fmt: skip
         flags = [word for key, value in shape.items() for word in (f"--{key}", str(value))]
         subprocess.run([*bigmodel, "train", "-w", work, *flags, "--quiet"], **quiet)
         subprocess.run([*bigmodel, "deploy", "-w", work, "--quiet"], **quiet)

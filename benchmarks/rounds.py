@@ -52,11 +52,13 @@ class Contestant:
 
 
 def alternate(contestants: Sequence[Contestant], rounds: int) -> None:
-    for number in range(rounds):
+    for _ in range(rounds):
         for contestant in contestants:
             contestant.run()
-            print(f"round {number + 1}: {contestant.name}: {contestant.wall[-1]:.1f} s wall, "
-                  f"{contestant.cpu[-1]:.1f} s CPU", file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"round {len(contestant.wall)}: {contestant.name}: {contestant.wall[-1]:.1f} s "
+                f"wall, {contestant.cpu[-1]:.1f} s CPU", file=sys.stderr, flush=True,
+            )  # fmt: skip
 
 
 def machine() -> str:

@@ -32,13 +32,8 @@ def rotary_angles(
     positions_BT: Tensor, head_width: int, theta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE's angles, each (B, 1, T, H): Su et al. 2021, halves not interleaved. The
-    first half of sin is negative, as `rotate` wants it."""
+    first half of sin is negative, as `fused.norm_rotate` wants it."""
     power = torch.arange(0, head_width, 2, device=positions_BT.device) / head_width
     angles = positions_BT[:, None, :, None].float() * theta**-power
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
-
-
-def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies RoPE: pairs are (i, i + H/2)."""
-    return torch.addcmul(x_BNTH * cos, x_BNTH.roll(x_BNTH.shape[-1] // 2, -1), sin)

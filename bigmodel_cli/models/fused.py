@@ -1,7 +1,7 @@
 """Parts of a model whose gradient is written out, so that few passes over memory compute it.
 
 Autograd would keep and read again what these compute anew. Legend: M positions, D width,
-V vocabulary.
+V vocabulary; B batch, T positions, N heads, H head width.
 """
 
 from __future__ import annotations
@@ -40,9 +40,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """w · x / √(mean(x²) + ε) over the last axis, computed in fp32 (Zhang & Sennrich 2019)."""
     if written_out():
         return RMSNormFunction.apply(x, weight, eps, product_dtype(x))  # type: ignore[no-any-return, no-untyped-call]
+    return _normed(x, weight, eps).to(x.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     full = wide(x)
-    scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + eps)
-    return (full * scale * weight).to(x.dtype)
+    return full * torch.rsqrt(full.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def norm_rotate(x_BTNH: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rms_norm`, then RoPE, whose pairs are (i, i + H/2), computed in fp32: (B, N, T, H). cos,
+    sin: of `rotary_angles`."""
+    if written_out():
+        dtype = product_dtype(x_BTNH)
+        return NormRotateFunction.apply(x_BTNH, weight, eps, cos, sin, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    z_BNTH = _normed(x_BTNH, weight, eps).transpose(1, 2)
+    exchanged = z_BNTH.roll(z_BNTH.shape[-1] // 2, -1)
+    return torch.addcmul(z_BNTH * cos, exchanged, sin).to(x_BTNH.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -102,6 +116,52 @@ class RMSNormFunction(torch.autograd.Function):
         return dx.to(x.dtype), dw, None, None
 
 
+class NormRotateFunction(torch.autograd.Function):
+    """RMSNormFunction's result is turned; its gradient is turned back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTNH: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        full = wide(x_BTNH)
+        norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
+        scale = norm.square_().div_(full.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x_BTNH, weight, scale, cos, sin)
+        y_BTNH = _turn((full * scale).mul_(weight), cos, *sin.chunk(2, -1))
+        return _exchanged(y_BTNH, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTNH, weight, scale, cos, sin = ctx.saved_tensors
+        dy_BTNH = _exchanged(gradients[0], scale.dtype)
+        dz = _turn(dy_BTNH, cos, *reversed(sin.chunk(2, -1)))
+        normed = wide(x_BTNH) * scale
+        product = dz * normed
+        mean = (product @ weight).div_(-weight.shape[-1]).unsqueeze(-1)
+        dw = product.flatten(0, -2).sum(0)
+        dx = dz.mul_(weight).addcmul_(normed, mean).mul_(scale)
+        return dx.to(x_BTNH.dtype), dw, None, None, None, None
+
+
+def _turn(x_BTNH: Tensor, cos: Tensor, of_second: Tensor, of_first: Tensor) -> Tensor:
+    """x · cos + (x with its halves exchanged) · sin, sin as its halves."""
+    y = x_BTNH * cos.transpose(1, 2)
+    first, second = x_BTNH.chunk(2, -1)
+    y_first, y_second = y.chunk(2, -1)
+    y_first.addcmul_(second, of_second.transpose(1, 2))
+    y_second.addcmul_(first, of_first.transpose(1, 2))
+    return y
+
+
+def _exchanged(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positions and heads exchanged; on a CPU in memory, too, where the next products want it."""
+    x = x.transpose(1, 2)
+    if x.device.type != "cpu":
+        return x.to(dtype)
+    return x.to(dtype, memory_format=torch.contiguous_format).contiguous()
+
+
 class SwiGLUFunction(torch.autograd.Function):
     """Its gradient is written into one array, where autograd would join two."""
 
@@ -138,12 +198,13 @@ class CrossEntropyFunction(torch.autograd.Function):
             x, weight = x_MD.to(dtype), weight_VD.to(dtype)
             logits_MV = x @ weight.T
             total = torch.zeros((), dtype=wide(x_MD[:0]).dtype, device=x.device)
-            rows = max(1, CHUNK[kind] // len(weight))
-            if turn is not to_gradient:  # what is compiled keeps nothing beside the logits
-                rows = -(-len(x) // -(-logits_MV.numel() // MOST))
-            for begin in range(0, len(x), rows):
-                part = slice(begin, begin + rows)
-                total += turn(logits_MV[part], targets_M[part, None])
+            # what is compiled keeps nothing beside the logits
+            most = max(1, (CHUNK[kind] if turn is to_gradient else MOST) // len(weight))
+            parts = max(1, -(-len(x) // most))
+            for some in zip(
+                logits_MV.tensor_split(parts), targets_M[:, None].tensor_split(parts), strict=True
+            ):
+                total += turn(*some)
         ctx.save_for_backward(x, weight, logits_MV)
         ctx.dtypes = x_MD.dtype, weight_VD.dtype
         return total

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigmodel_cli.models import fused
-from bigmodel_cli.models.embed import RMSNorm, linear, rotary_angles, rotate
+from bigmodel_cli.models.embed import RMSNorm, linear, rotary_angles
 from bigmodel_cli.models.sizes import LONGEST_PRODUCT, ModelConfig
 
 ROPE_THETA = 10_000.0
@@ -124,8 +124,10 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         N, K, H = self.heads, self.kv_heads, self.head_width
         q, k, v = self.qkv(x_BTD).split([N * H, K * H, K * H], -1)
-        q_BNTH = rotate(self.q_norm(q.view(B, T, N, H)).transpose(1, 2), *rotary)
-        k_BKTH = rotate(self.k_norm(k.view(B, T, K, H)).transpose(1, 2), *rotary)
+        q_BNTH, k_BKTH = (
+            fused.norm_rotate(x.view(B, T, -1, H), norm.weight, norm.eps, *rotary)
+            for x, norm in ((q, self.q_norm), (k, self.k_norm))
+        )
         v_BKTH = v.view(B, T, K, H).transpose(1, 2)
         if cache is not None:
             keys_BKSH, values_BKSH, places = cache
@@ -249,7 +251,7 @@ class Transformer(nn.Module):
         )
 
     def _rotary(self, positions_BT: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = fused.product_dtype(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         return rotary_angles(positions_BT, self.config.head_width, ROPE_THETA, dtype)
 
     def extend(self, cache: Cache, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class Batch:
 
     def bounds(self) -> Tensor:
         """Where the segments of all rows, one after another, begin, and then the end, again and
-        again: the next power of two from 4 for each row, so that few shapes are compiled. int32."""
+        again: the next power of two from 8 for each row, so that few shapes are compiled. int32."""
         import torch
         import torch.nn.functional as F
 
@@ -109,7 +109,7 @@ class Batch:
             begins_BT = segments_BT != segments_BT.roll(1, 1)
         begins_BT[:, 0] = True
         found_S = begins_BT.flatten().nonzero()[:, 0]
-        room = 1 << max(len(found_S), 4 * len(tokens_BT) - 1).bit_length()
+        room = 1 << max(len(found_S), 8 * len(tokens_BT) - 1).bit_length()
         return F.pad(found_S, (0, room - len(found_S)), value=tokens_BT.numel()).int()
 
 

@@ -30,7 +30,7 @@ from bigmodel_cli.train import parallel
 from bigmodel_cli.train.optim import Optimizers
 
 # one more whenever an update of the same model computes other bits there
-ARITHMETIC = {"cpu": 2, "cuda": 4}
+ARITHMETIC = {"cpu": 3, "cuda": 4}
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -129,18 +129,18 @@ class Engine:
                     part.backward()  # type: ignore[no-untyped-call]
                 parts += part.detach()
         parallel.sum_gradients(self.model.parameters())
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
+        norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
         self.optimizers.step(share)
         if self.device.type == "cuda":  # while it is at work
             self._ahead = number + 1, self._batches(number + 1)
-        loss, size = torch.stack([parts, norm]).tolist()  # the one wait for the device
+        loss, norm = torch.stack([parts, norm]).tolist()  # the one wait for the device
         (loss,) = parallel.total(loss)
-        if not (math.isfinite(loss) and math.isfinite(size)):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
-                f"training diverged at step {number + 1}: loss {loss}, gradient norm {size}",
+                f"training diverged at step {number + 1}: loss {loss}, gradient norm {norm}",
                 "the last checkpoint is good; try --restart with a lower --learning-rate",
             )
-        return Step(loss, size, int(terms))
+        return Step(loss, norm, int(terms))
 
     def _batches(self, number: int) -> list[Batch]:
         """This rank's rows of update `number`, some at a time, where the model is."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bigmodel_cli.models import fused
+from bigmodel_cli.models.embed import rotary_angles
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,41 @@ def test_rms_norm_gives_what_the_next_product_wants() -> None:
     assert x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_norm_and_rotation(rows: int) -> None:
+    """As two steps, and as complex numbers (i, i + H/2) turned by each position's angle."""
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    positions = torch.arange(3, 3 + 5).repeat(rows, 1) * torch.arange(1, rows + 1)[:, None]
+    cos, sin = rotary_angles(positions, 8, 100.0, torch.float64)
+    y = fused.norm_rotate(x, weight, 1e-6, cos, sin)
+    with torch.no_grad():
+        torch.testing.assert_close(y, fused.norm_rotate(x, weight, 1e-6, cos, sin))
+        normed = F.rms_norm(x, (8,), weight, 1e-6).transpose(1, 2)
+        angles = positions[:, None, :, None] * 100.0 ** (-torch.arange(0, 8, 2) / 8)
+        turned = torch.complex(normed[..., :4], normed[..., 4:]) * torch.polar(
+            torch.ones_like(angles, dtype=torch.float64), angles.double()
+        )
+        expected = torch.cat([turned.real, turned.imag], -1)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)  # angles are fp32
+    assert torch.autograd.gradcheck(
+        lambda x, w: fused.norm_rotate(x, w, 1e-6, cos, sin), (x, weight)
+    )
+    lengths = [part[..., :4].square() + part[..., 4:].square() for part in (y, normed)]
+    torch.testing.assert_close(*lengths)  # a rotation keeps each pair's length
+
+    low = [x.detach().bfloat16().requires_grad_(), weight.detach().float().requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        z = fused.norm_rotate(*low, 1e-6, cos.float(), sin.float())
+    assert (z.dtype, z.is_contiguous()) == (torch.bfloat16, True)
+    direction = torch.randn_like(y)
+    ours = torch.autograd.grad(z, low, direction.bfloat16())
+    assert [part.dtype for part in ours] == [torch.bfloat16, torch.float32]
+    exact = torch.autograd.grad(y, (x, weight), direction)
+    for found, expected in zip((z, *ours), (y, *exact), strict=True):
+        assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 def test_swiglu() -> None:
     x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
     gate, up = x.chunk(2, -1)
@@ -42,22 +80,33 @@ def test_swiglu() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 20])
-def test_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cross_entropy(chunk: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts of no more logits than that, also when another function turns them."""
+    taken = []
+
+    def turn(logits_MV: torch.Tensor, targets_M1: torch.Tensor) -> torch.Tensor:
+        taken.append(logits_MV.shape)
+        return fused.to_gradient(logits_MV, targets_M1)
+
+    monkeypatch.setattr(fused, "MOST", chunk)
     """Rows by one, some, all at a time; with targets that are none."""
     monkeypatch.setitem(fused.CHUNK, "cpu", chunk)
     x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([3, -100, 0, 10, 5, -100, 10])
-    ours = fused.cross_entropy(x, weight, targets) / 5
+    ours = fused.cross_entropy(x, weight, targets, turn if compiled else fused.to_gradient) / 5
+    assert all(shape.numel() <= max(chunk, 11) for shape in taken)
     theirs = F.cross_entropy(x @ weight.T, targets, reduction="mean")
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(*(torch.autograd.grad(y, (x, weight)) for y in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_cross_entropy_of_nothing_is_zero_and_teaches_nothing() -> None:
+@pytest.mark.parametrize("turn", [fused.to_gradient, lambda *given: fused.to_gradient(*given)])
+def test_cross_entropy_of_nothing_is_zero_and_teaches_nothing(turn: Any) -> None:
     x, weight = torch.randn(0, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
-    loss = fused.cross_entropy(x, weight, torch.zeros(0, dtype=torch.long))
+    loss = fused.cross_entropy(x, weight, torch.zeros(0, dtype=torch.long), turn)
     loss.backward()
     assert loss == 0
     assert weight.grad is not None

@@ -395,6 +395,6 @@ def test_a_gpu_is_told_where_segments_begin_and_end() -> None:
     for given, begins in ((segments, [0, 7, 20, 24, 48, 71]), (segments * 0, [0, 24, 48])):
         bounds = make_batch(tokens, tokens, given).bounds()
         assert bounds.dtype == torch.int32
-        assert bounds.tolist() == begins + [72] * (16 - len(begins))
+        assert bounds.tolist() == begins + [72] * (32 - len(begins))
     each = np.arange(24)[None].repeat(3, 0)  # a segment for each position
     assert make_batch(tokens, tokens, each).bounds().tolist() == [*range(72)] + [72] * 56
