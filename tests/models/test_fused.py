@@ -82,7 +82,8 @@ def test_swiglu() -> None:
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 20])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_cross_entropy(chunk: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In parts of no more logits than that, also when another function turns them."""
+    """In parts of no more logits than that, or a row's, also when another function turns them; with
+    targets that are none."""
     taken = []
 
     def turn(logits_MV: torch.Tensor, targets_M1: torch.Tensor) -> torch.Tensor:
@@ -90,7 +91,6 @@ def test_cross_entropy(chunk: int, compiled: bool, monkeypatch: pytest.MonkeyPat
         return fused.to_gradient(logits_MV, targets_M1)
 
     monkeypatch.setattr(fused, "MOST", chunk)
-    """Rows by one, some, all at a time; with targets that are none."""
     monkeypatch.setitem(fused.CHUNK, "cpu", chunk)
     x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
