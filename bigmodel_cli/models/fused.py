@@ -99,21 +99,14 @@ class RMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         full = wide(x)
-        norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = _scale(full, eps)
         ctx.save_for_backward(x, weight, scale)
         y: Tensor = (full * scale).mul_(weight).to(dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, weight, scale = ctx.saved_tensors
-        normed, dy = wide(x) * scale, wide(gradients[0])
-        product = dy * normed
-        mean = (product @ weight).div_(-x.shape[-1]).unsqueeze(-1)
-        dw = product.flatten(0, -2).sum(0)
-        dx = (dy * weight).addcmul_(normed, mean).mul_(scale)
-        return dx.to(x.dtype), dw, None, None
+        return *_norm_gradients(wide(gradients[0]), *ctx.saved_tensors), None, None
 
 
 class NormRotateFunction(torch.autograd.Function):
@@ -125,23 +118,32 @@ class NormRotateFunction(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:  # fmt: skip
         full = wide(x_BTNH)
-        norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
-        scale = norm.square_().div_(full.shape[-1]).add_(eps).rsqrt_()
+        scale = _scale(full, eps)
         ctx.save_for_backward(x_BTNH, weight, scale, cos, sin)
-        y_BTNH = _turn((full * scale).mul_(weight), cos, *sin.chunk(2, -1))
-        return _exchanged(y_BTNH, dtype)
+        return _exchanged(_turn((full * scale).mul_(weight), cos, *sin.chunk(2, -1)), dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_BTNH, weight, scale, cos, sin = ctx.saved_tensors
-        dy_BTNH = _exchanged(gradients[0], scale.dtype)
-        dz = _turn(dy_BTNH, cos, *reversed(sin.chunk(2, -1)))
-        normed = wide(x_BTNH) * scale
-        product = dz * normed
-        mean = (product @ weight).div_(-weight.shape[-1]).unsqueeze(-1)
-        dw = product.flatten(0, -2).sum(0)
-        dx = dz.mul_(weight).addcmul_(normed, mean).mul_(scale)
-        return dx.to(x_BTNH.dtype), dw, None, None, None, None
+        *of_norm, cos, sin = ctx.saved_tensors
+        dy_BTNH = _exchanged(gradients[0], of_norm[2].dtype)
+        dz_BTNH = _turn(dy_BTNH, cos, *reversed(sin.chunk(2, -1)))
+        return *_norm_gradients(dz_BTNH, *of_norm), None, None, None, None
+
+
+def _scale(full: Tensor, eps: float) -> Tensor:
+    """1 / √(mean(x²) + ε)."""
+    norm: Tensor = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
+    return norm.square_().div_(full.shape[-1]).add_(eps).rsqrt_()
+
+
+def _norm_gradients(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """dx and dw: see RMSNormFunction."""
+    normed = wide(x) * scale
+    product = dy * normed
+    mean = (product @ weight).div_(-x.shape[-1]).unsqueeze(-1)
+    dw = product.flatten(0, -2).sum(0)
+    dx = (dy * weight).addcmul_(normed, mean).mul_(scale)
+    return dx.to(x.dtype), dw
 
 
 def _turn(x_BTNH: Tensor, cos: Tensor, of_second: Tensor, of_first: Tensor) -> Tensor:
