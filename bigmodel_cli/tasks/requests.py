@@ -73,9 +73,7 @@ def number_field(
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not right or not low <= value <= high:  # which not a number never is
         kind = "a whole number" if whole else "a number"
-        raise DataError(
-            f"`{name}` must be {kind} from {low:g} to {high:g}, but is `{shown(value)}`"
-        )
+        raise DataError(f"`{name}` must be {kind} from {low} to {high}, but is `{shown(value)}`")
     return value  # type: ignore[no-any-return]
 
 

@@ -16,10 +16,11 @@ from bigmodel_cli.artifacts import checkpoint
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy import receipt
 from bigmodel_cli.deploy.predict import Predictor
-from bigmodel_cli.errors import ArtifactError, BigmodelError, UsageError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, UsageError
 from bigmodel_cli.models.qwen3 import export_weights, native_weights
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import ModelConfig, Shape, model_config
+from bigmodel_cli.tasks.requests import number_field
 from tests.stages import bigmodel, deploy, evaluate, prepare, stories, train
 
 
@@ -242,6 +243,12 @@ def test_lines_in_lines_out_in_order_with_their_ids(folder: Path) -> None:
         for i in (0, 10)
     ]
     assert [answers[0], answers[10]] == one_by_one
+
+
+def test_a_bound_is_said_to_the_last_digit() -> None:
+    for name, high in (("max_tokens", 1 << 20), ("seed", (1 << 63) - 1)):
+        with pytest.raises(DataError, match=f"`{name}` must be .* to {high}, but is `-1`"):
+            number_field({name: -1}, name, 0, 0, high, whole=True)
 
 
 def test_temperature_zero_is_greedy_and_a_seed_repeats(folder: Path) -> None:
