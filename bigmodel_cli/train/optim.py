@@ -14,45 +14,61 @@ from bigmodel_cli.errors import ArtifactError
 LEARNING_RATES = {"muon": 6e-3, "adamw": 2e-3}
 
 
+def orthogonalized(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Matrices (…, A, B) after `steps` times x ← a·x + b·g·x + c·g²·x, g = x·xᵀ (Jordan et al.
+    2024). Of more than two steps two are found at once where one side is the longer by half: their
+    g are polynomials of the first, (A, A) all, so that the longer side is multiplied half as often.
+    The last step is of x itself, which mends what bfloat16 has rounded, unless x has few rows."""
+    a, b, c = coefficients
+    A, B = x.shape[-2:]
+    add = torch.addmm if x.dim() == 2 else torch.baddbmm
+    at_once = max(A, B) > 1.5 * min(A, B) and min(A, B) >= 64
+    while steps > 0:
+        gram = x.mT @ x if A > B else x @ x.mT  # in products of the shorter side
+        scale, parts = a, add(gram, gram, gram, beta=b, alpha=c)
+        steps -= 1
+        if steps > 1 and at_once:
+            gram = add(gram, gram, parts, beta=a)  # times a + parts, twice
+            gram = add(gram, gram, parts, beta=a)
+            second = add(gram, gram, gram, beta=b, alpha=c)
+            scale, parts = a * a, add(parts + second, parts, second, beta=a)
+            steps -= 1
+        x = add(x, *((x, parts) if A > B else (parts, x)), beta=scale)
+    return x
+
+
 class Muon(torch.optim.Muon):
-    """torch's. On a GPU matrices of one shape are orthogonalized together: it would idle between
-    many small products, one after another."""
+    """torch's, by `orthogonalized`. On a GPU matrices of one shape are orthogonalized together: it
+    would idle between many small products, one after another."""
 
     together: bool | None = None  # None: on a GPU
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002 (what torch calls it)
         group = self.param_groups[0]
-        on_gpu = any(parameter.is_cuda for parameter in group["params"])
-        if not (on_gpu if self.together is None else self.together):
-            return super().step(closure)  # type: ignore[no-untyped-call]
-        shapes: dict[torch.Size, list[Tensor]] = {}
-        for parameter in (p for p in group["params"] if p.grad is not None):
-            shapes.setdefault(parameter.shape, []).append(parameter)
-        for alike in shapes.values():
+        stacks: dict[Any, list[Tensor]] = {}
+        for number, parameter in enumerate(group["params"]):
+            if parameter.grad is not None:
+                together = parameter.is_cuda if self.together is None else self.together
+                stacks.setdefault(parameter.shape if together else number, []).append(parameter)
+        for alike in stacks.values():
             self.update(alike, group)
-        return None
 
     def update(self, alike: list[Tensor], group: Mapping[str, Any]) -> None:
-        """Updates matrices (A, B) of one shape, stacked as (n, A, B)."""
+        """Updates matrices (A, B) of one shape, stacked as (n, A, B) if there are several."""
         grads = [p.grad for p in alike if p.grad is not None]
         for parameter, grad in zip(alike, grads, strict=True):
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(grad)
         buffers = [self.state[p]["momentum_buffer"] for p in alike]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        x = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"])).bfloat16()
-        A, B = x.shape[1:]
-        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
-        a, b, c = group["ns_coefficients"]
-        for _ in range(group["ns_steps"]):  # in products of the shorter side
-            gram = x.mT @ x if A > B else x @ x.mT
-            parts = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            x = torch.baddbmm(x, *((x, parts) if A > B else (parts, x)), beta=a)
-        x = x.to(alike[0].dtype)
-        rate = group["lr"] * 0.2 * max(A, B) ** 0.5  # match_rms_adamw
+        ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
+        x = (torch.stack(ahead) if len(ahead) > 1 else ahead[0]).bfloat16()
+        x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
+        x = orthogonalized(x, group["ns_coefficients"], group["ns_steps"]).to(alike[0].dtype)
+        rate = group["lr"] * 0.2 * max(x.shape[-2:]) ** 0.5  # match_rms_adamw
         torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(alike, list(x.unbind()), alpha=-rate)
+        torch._foreach_add_(alike, list(x.unbind()) if x.dim() > 2 else [x], alpha=-rate)
 
 
 class Optimizers:
