@@ -63,25 +63,6 @@ class Places:
         return store_BKSH[:, :, : self.end]
 
 
-def attend(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, bias: Tensor, causal: bool, dropout: float
-) -> Tensor:
-    """softmax(QKᵀ/√H + bias)·V as plain products, which on a CPU take half of the time of torch's
-    fused kernel. bias: −∞ where a position is not seen, else 0, (B or 1, 1, T, S). `causal`: T = S,
-    and the first half of the queries needs no more than half of the keys."""
-    N, T, H = q_BNTH.shape[1:]
-    K, S = k_BKSH.shape[1:3]
-    if K != N:
-        k_BKSH, v_BKSH = (x.repeat_interleave(N // K, 1) for x in (k_BKSH, v_BKSH))
-    parts = []
-    for begin, end in ((0, T // 2), (T // 2, T)) if causal and T > 1 else ((0, T),):
-        last = end if causal else S
-        scores = q_BNTH[:, :, begin:end] * H**-0.5 @ k_BKSH[:, :, :last].transpose(2, 3)
-        scores.add_(bias[..., begin:end, :last])
-        parts.append(F.dropout(scores.softmax(-1), dropout) @ v_BKSH[:, :, :last])
-    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
-
-
 def attend_within(
     q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, bounds_S: Tensor, causal: bool
 ) -> Tensor:
@@ -98,7 +79,7 @@ def attend_within(
 
 class Attention(nn.Module):
     """softmax(QKᵀ/√H)·V with rotary positions and normed queries and keys. mask: True where a
-    position is seen, or the bias of `attend`, which then computes it."""
+    position is seen, or the bias of `fused.attend`, which then computes it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -137,7 +118,7 @@ class Attention(nn.Module):
             y_BTNH = attend_within(q_BNTH, k_BKTH, v_BKTH, bounds_S, causal)
             return self.out(y_BTNH.reshape(B, T, D))  # type: ignore[no-any-return]
         if mask is not None and mask.is_floating_point():
-            y_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, causal, dropout)
+            y_BNTH = fused.attend(q_BNTH, k_BKTH, v_BKTH, mask, causal, dropout)
         else:
             y_BNTH = F.scaled_dot_product_attention(
                 q_BNTH, k_BKTH, v_BKTH, mask, dropout, causal and mask is None, enable_gqa=K != N
@@ -210,7 +191,7 @@ class Transformer(nn.Module):
             seen = torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
             if prefix_B is not None:
                 seen = seen | (positions < prefix_B[:, None])[:, None, None]
-                causal = False  # for `attend`: the mask says more
+                causal = False  # for `fused.attend`: the mask says more
             mask = mask & seen
         mask = self._as_bias(mask, x_BTD)
         rotary = self._rotary(positions, x_BTD)
@@ -219,11 +200,11 @@ class Transformer(nn.Module):
         return x_BTD
 
     def _in_products(self, x_BTD: Tensor, seen: int) -> bool:
-        """Whether `attend` computes this; one position is as quick without."""
+        """Whether `fused.attend` computes this; one position is as quick without."""
         return x_BTD.device.type == "cpu" and x_BTD.shape[1] > 1 and seen <= LONGEST_PRODUCT
 
     def _as_bias(self, mask: Tensor | None, x_BTD: Tensor) -> Tensor | None:
-        """A mask (…, S) as what `attend` adds, where `attend` computes; else itself."""
+        """A mask (…, S) as what `fused.attend` adds, where that computes; else itself."""
         if mask is None or not self._in_products(x_BTD, mask.shape[-1]):
             return mask
         bias = torch.zeros(mask.shape, dtype=fused.product_dtype(x_BTD), device=mask.device)

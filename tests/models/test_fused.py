@@ -79,6 +79,51 @@ def test_swiglu() -> None:
     assert torch.autograd.gradcheck(fused.swiglu, (x,))
 
 
+@pytest.mark.parametrize(("length", "seen"), [(1, 1), (2, 2), (3, 3), (16, 16), (33, 33), (5, 9)])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention(
+    length: int, seen: int, kv_heads: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written out, as autograd sees it (so it is compiled, and with dropout), and torch's."""
+    q, k, v = (
+        torch.randn(2, heads, size, 8, dtype=torch.float64, requires_grad=True)
+        for heads, size in ((4, length), (kv_heads, seen), (kv_heads, seen))
+    )
+    segments = torch.randint(0, 2, (2, seen)).sort().values
+    mask = segments[:, None, -length:, None] == segments[:, None, None, :]
+    causal = causal and length == seen
+    if causal:
+        mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
+    bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    found = []
+    for way in (
+        lambda: fused.attend(q, k, v, bias, causal, 0.0),
+        lambda: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True),
+        lambda: fused.attend(q, k, v, bias, causal, 0.0),
+    ):
+        y = way()
+        found.append((y, *torch.autograd.grad((y * torch.arange(8)).square().sum(), (q, k, v))))
+        monkeypatch.setattr(fused, "written_out", lambda: False)
+    for one, other, third in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, third)
+    assert found[0][0].transpose(1, 2).is_contiguous()  # as the next product wants it
+
+
+def test_attention_with_dropout_drops_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(1, 1, 400, 4, requires_grad=True) for _ in range(3))
+    seen = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        y = fused.attend(q, k, torch.ones_like(v), torch.zeros(1, 1, 400, 400), False, 0.25)
+        seen.append(y.detach())
+        monkeypatch.setattr(fused, "written_out", lambda: False)
+    assert torch.equal(*seen)
+    assert seen[0].std() > 0.01  # without, all are 1
+    assert float(seen[0].mean()) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 20])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_cross_entropy(chunk: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.models import transformer
 from bigmodel_cli.models.generate import Decoder, sample
 from bigmodel_cli.models.sequence import SequenceModel, build
 from bigmodel_cli.models.sizes import SIZES, ModelConfig, Sampling, Shape, model_config
-from bigmodel_cli.models.transformer import attend
 
 KINDS = [
     ("transformer", {}),
@@ -281,34 +279,6 @@ def test_foreign_weights_are_refused_by_name() -> None:
     weights["norm.weight"] = torch.ones(3)
     with pytest.raises(ArtifactError, match=r"norm\.weight"):
         build(model.config, weights, "there")
-
-
-# Attention as plain products ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [2, 3, 16, 33])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_in_plain_products_is_that_of_torch(
-    length: int, kv_heads: int, causal: bool
-) -> None:
-    torch.manual_seed(length)
-    q = torch.randn(2, 4, length, 8, requires_grad=True)
-    k, v = (torch.randn(2, kv_heads, length, 8, requires_grad=True) for _ in range(2))
-    segments = torch.randint(0, 2, (2, length)).sort().values
-    mask = segments[:, None, :, None] == segments[:, None, None, :]
-    if causal:
-        mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
-    bias = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-    gradients = []
-    for way in (
-        lambda: attend(q, k, v, bias, causal, 0.0),
-        lambda: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True),
-    ):
-        y = way()
-        gradients.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_a_context_too_long_for_plain_products_gives_the_same_logits(
