@@ -212,7 +212,8 @@ def _convert_one(key: Key, raw: Any) -> Any:
         raise UsageError(f"{key.flag} is `{value}`, but must be above {meta['above']:g}")
     most = meta["maximum"] if meta["maximum"] is not None else MOST.get(key.type)
     if most is not None and value > most:
-        raise UsageError(f"{key.flag} is `{value}`, but must be at most {most:g}")
+        bound = f"{most:g}" if isinstance(most, float) else most  # to the last digit
+        raise UsageError(f"{key.flag} is `{value}`, but must be at most {bound}")
     return value
 
 

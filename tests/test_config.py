@@ -164,6 +164,7 @@ def test_a_toml_value_becomes_the_keys_type(tmp_path: Path, given: str, value: A
         ("rate=0", "must be above 0"),
         ("quick=maybe", "--quick is `maybe`, but must be true or false"),
         ("learning_rate=x", "--learning-rate is `x`"),
+        ("limit=1e30", "must be at most 9007199254740992"),
         ("color=purple", "--color is `purple`"),
     ],
 )

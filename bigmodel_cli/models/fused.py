@@ -1,6 +1,6 @@
 """Parts of a model whose gradient is written out, so that few passes over memory compute it.
 
-Autograd would keep and read again what these compute anew. Legend: M positions, D width,
+Autograd would make more passes over memory, and most of it keep more. Legend: M positions, D width,
 V vocabulary; B batch, T positions, S those seen, N heads, K key and value heads, H head width.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # logits that are in work at a time: as many as stay in a processor's cache, or keep a GPU busy
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
@@ -132,6 +133,7 @@ class RMSNormFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         return *_norm_gradients(wide(gradients[0]), *ctx.saved_tensors), None, None
 
@@ -150,6 +152,7 @@ class NormRotateFunction(torch.autograd.Function):
         return _exchanged(_turn((full * scale).mul_(weight), cos, *sin.chunk(2, -1)), dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *of_norm, cos, sin = ctx.saved_tensors
         dy_BTNH = _exchanged(gradients[0], of_norm[2].dtype)
@@ -192,7 +195,7 @@ def _exchanged(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class SwiGLUFunction(torch.autograd.Function):
-    """Its gradient is written into one array, where autograd would join two."""
+    """Its gradient is written into one array, where autograd would join two; silu(g) is kept."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -202,6 +205,7 @@ class SwiGLUFunction(torch.autograd.Function):
         return opened * up
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gate_up, opened = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
@@ -236,6 +240,7 @@ class AttendFunction(torch.autograd.Function):
         return y_BNTH
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *shares = ctx.saved_tensors
         dy = gradients[0].flatten(0, 1)
@@ -281,6 +286,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, d_logits = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):

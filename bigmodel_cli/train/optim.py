@@ -38,32 +38,34 @@ def orthogonalized(x: Tensor, coefficients: tuple[float, float, float], steps: i
 
 
 class Muon(torch.optim.Muon):
-    """torch's, by `orthogonalized`. On a GPU matrices of one shape are orthogonalized together: it
-    would idle between many small products, one after another."""
+    """torch's with Nesterov's momentum and `match_rms_adamw`, by `orthogonalized`. On a GPU
+    matrices of one shape are orthogonalized together: it would idle between many small products,
+    one after another."""
 
     together: bool | None = None  # None: on a GPU
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # noqa: ARG002 (what torch calls it)
-        group = self.param_groups[0]
-        stacks: dict[Any, list[Tensor]] = {}
-        for number, parameter in enumerate(group["params"]):
-            if parameter.grad is not None:
-                together = parameter.is_cuda if self.together is None else self.together
-                stacks.setdefault(parameter.shape if together else number, []).append(parameter)
-        for alike in stacks.values():
-            self.update(alike, group)
+        for group in self.param_groups:
+            stacks: dict[Any, list[Tensor]] = {}
+            for number, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    together = parameter.is_cuda if self.together is None else self.together
+                    stacks.setdefault(parameter.shape if together else number, []).append(parameter)
+            for alike in stacks.values():
+                self.update(alike, group)
 
     def update(self, alike: list[Tensor], group: Mapping[str, Any]) -> None:
         """Updates matrices (A, B) of one shape, stacked as (n, A, B) if there are several."""
         grads = [p.grad for p in alike if p.grad is not None]
         for parameter, grad in zip(alike, grads, strict=True):
-            if not self.state[parameter]:
+            if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(grad)
         buffers = [self.state[p]["momentum_buffer"] for p in alike]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
         x = (torch.stack(ahead) if len(ahead) > 1 else ahead[0]).bfloat16()
+        del ahead
         x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
         x = orthogonalized(x, group["ns_coefficients"], group["ns_steps"]).to(alike[0].dtype)
         rate = group["lr"] * 0.2 * max(x.shape[-2:]) ** 0.5  # match_rms_adamw

@@ -109,6 +109,27 @@ def test_attention(
         torch.testing.assert_close(one, other)
         torch.testing.assert_close(one, third)
     assert found[0][0].transpose(1, 2).is_contiguous()  # as the next product wants it
+    monkeypatch.undo()
+    low = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
+    same = []
+    for _ in range(2):
+        y = fused.attend(low[0], low[1], low[2], bias.bfloat16(), causal, 0.0)
+        same.append((y, *torch.autograd.grad(y, low, torch.ones_like(y))))
+        monkeypatch.setattr(fused, "written_out", lambda: False)
+    assert all(torch.equal(one, other) for one, other in zip(*same, strict=True))
+
+
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    """Instead of being wrong."""
+    x = torch.randn(1, 1, 4, 4, requires_grad=True)
+    for y in (
+        fused.attend(x, x, x, torch.zeros(1, 1, 4, 4), True, 0.0),
+        fused.swiglu(x),
+        fused.rms_norm(x, torch.ones(4), 1e-6),
+    ):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
 
 
 def test_attention_with_dropout_drops_shares(monkeypatch: pytest.MonkeyPatch) -> None:

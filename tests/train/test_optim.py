@@ -70,3 +70,11 @@ def test_rounding_costs_no_more_than_in_torchs_steps(shape: tuple[int, int], ran
     theirs = torch.optim._muon._zeropower_via_newtonschulz(grad, COEFFICIENTS, 3, 1e-7)
     ours = orthogonalized(x.bfloat16(), COEFFICIENTS, 3)
     assert (ours.double() - exact).norm() <= 1.1 * (theirs.double() - exact).norm()
+
+
+def test_a_matrix_of_one_number_stays_near_the_exact_one() -> None:
+    """Where rounding does most: the factors of its one singular value nearly cancel."""
+    for shape in ((64, 192), (192, 64), (512, 1344)):
+        x = torch.ones(shape) / (shape[0] * shape[1]) ** 0.5
+        size = float(orthogonalized(x.bfloat16(), COEFFICIENTS, 3).double().norm())
+        assert size == pytest.approx(0.72, abs=0.15)
