@@ -70,7 +70,7 @@ class Muon(torch.optim.Muon):
         x = orthogonalized(x, group["ns_coefficients"], group["ns_steps"]).to(alike[0].dtype)
         rate = group["lr"] * 0.2 * max(x.shape[-2:]) ** 0.5  # match_rms_adamw
         torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(alike, list(x.unbind()) if x.dim() > 2 else [x], alpha=-rate)
+        torch._foreach_add_(alike, list(x.reshape(-1, *alike[0].shape)), alpha=-rate)
 
 
 class Optimizers:
