@@ -22,7 +22,7 @@ from bigmodel_cli.artifacts.manifest import check_file, write_atomic
 from bigmodel_cli.errors import ArtifactError
 
 HINT = "build it again: bigmodel prepare SOURCE --force"
-SHARD_BYTES = 64 << 20
+SHARD_BYTES = 32 << 20
 DTYPES: dict[str, Any] = {
     "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32,

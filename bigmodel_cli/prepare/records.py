@@ -18,7 +18,7 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
+from bigmodel_cli.prepare.sources import Layout, Source, ahead, open_bytes
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.clean import as_column
 
@@ -134,15 +134,10 @@ def jsonl(
 ) -> Iterator[Rows]:
     """JSON lines. A malformed line is counted and named; the rest goes on."""
     assert source.path is not None
-    records: Records | None = None
     begin = 1  # the first line of the chunk
     with open_bytes(source.path) as file:
-        for chunk in _line_chunks(file, source.name):
-            if records is None and (found := _keys(chunk)):
-                records = Records(source, choose(found, f"`{source.name}`"), layout)
+        for chunk, records, columns in ahead(_parsed_chunks(file, source, choose, layout)):
             lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-            flat = records and not {"json", "file"} & {*records.kinds}
-            columns = _parsed(chunk, list(records.names.values())) if records and flat else None
             if records and columns:
                 yield records.rows(columns, functools.partial(int.__add__, begin))
             else:
@@ -155,6 +150,20 @@ def jsonl(
                     yield from records.take()
             begin += lines
             advance(len(chunk))
+
+
+def _parsed_chunks(
+    file: IO[bytes], source: Source, choose: Choose, layout: Layout
+) -> Iterator[tuple[bytes, Records | None, list[pa.Array] | None]]:
+    """Chunks of whole lines; the records that theirs belong to, once there is one; and the chosen
+    columns of those that could be parsed at once."""
+    records: Records | None = None
+    for chunk in _line_chunks(file, source.name):
+        if records is None and (found := _keys(chunk)):
+            records = Records(source, choose(found, f"`{source.name}`"), layout)
+        flat = records and not {"json", "file"} & {*records.kinds}
+        columns = _parsed(chunk, list(records.names.values())) if records and flat else None
+        yield chunk, records, columns
 
 
 def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
@@ -273,18 +282,17 @@ def json_list(
 
 def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
     """Chunks of about CHUNK bytes that end at line ends."""
-    rest = b""
+    rest: list[bytes] = []
     while data := file.read(sources.CHUNK):
         end = data.rfind(b"\n") + 1
         if end:
-            yield rest + data[:end]
-            rest = data[end:]
-        else:
-            rest += data
-            if len(rest) > LONGEST_ROW:
-                raise DataError(f"`{name}` has a line of over {LONGEST_ROW >> 30} GiB")
-    if rest:
-        yield rest
+            yield b"".join([*rest, data[:end]])
+            rest = []
+        rest.append(data[end:])
+        if sum(map(len, rest)) > LONGEST_ROW:
+            raise DataError(f"`{name}` has a line of over {LONGEST_ROW >> 30} GiB")
+    if whole := b"".join(rest):
+        yield whole
 
 
 def parquet(
@@ -307,7 +315,7 @@ def parquet(
         if "file" in records.kinds:  # whose bytes may be elsewhere
             count = min(count, FILES)
         names = list(dict.fromkeys(records.names.values()))
-        for batch in file.iter_batches(count, columns=names):
+        for batch in ahead(file.iter_batches(count, columns=names)):
             yield _columns(records, batch)
             advance(int(batch.num_rows * average))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from bigmodel_cli.tasks.clean import as_column
 
 class Spool:
     """Per split, a file of Arrow record batches. Read back without a memory map, which would count
-    towards the resident size."""
+    towards the resident size. A thread of its own writes, one batch at a time; the next call raises
+    what it raised."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,22 +31,34 @@ class Spool:
         self.content = {split: hashlib.sha256() for split in SPLITS}  # of the units, in order
         self._sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
         self._writers: dict[str, Any] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def _path(self, split: str) -> Path:
         return self.folder / f"{split}.arrow"
 
     def add(self, split: str, part: tuple[pa.RecordBatch, int, bytes]) -> None:
         batch, size, hashes = part
-        with storage(self._path(split)):
-            if split not in self._writers:
-                self._writers[split] = pa.ipc.new_file(str(self._path(split)), batch.schema)
-            self._writers[split].write_batch(batch)
+        self._wait()
+        self._writing = self._thread.submit(self._write, split, batch)
         self.units[split] += batch.num_rows
         self.bytes[split] += size
         self.content[split].update(hashes)
         self._sizes[split].append(size)
 
+    def _write(self, split: str, batch: pa.RecordBatch) -> None:
+        with storage(self._path(split)):
+            if split not in self._writers:
+                self._writers[split] = pa.ipc.new_file(str(self._path(split)), batch.schema)
+            self._writers[split].write_batch(batch)
+
+    def _wait(self) -> None:
+        if self._writing:
+            self._writing.result()
+
     def close(self) -> None:
+        self._wait()
+        self._thread.shutdown()
         for split, writer in self._writers.items():
             with storage(self._path(split)):
                 writer.close()
@@ -70,4 +84,5 @@ class Spool:
                 yield batch.take(as_column(chosen))
 
     def remove(self) -> None:
+        """Once it is closed."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -119,7 +119,7 @@ class Cleaning:
             cut = [pc.replace_substring_regex(text, CONTROL, "") for text in self.texts]
             self.replace("control_characters", cut)
         for text in self.texts:
-            blank = as_array(pc.equal(pc.binary_length(text), 0)) | as_array(pc.utf8_is_space(text))
+            blank = (as_array(pc.binary_length(text)) == 0) | as_array(pc.utf8_is_space(text))
             self.drop("empty", blank)
 
     def _sizes(self) -> NDArray[np.int64]:
@@ -168,6 +168,9 @@ def clean_text(rows: Rows, ledger: Ledger, shortest: int) -> Units | None:
     """
     cleaning = Cleaning(rows, ledger, ["text"])
     (text,) = cleaning.texts
-    whole = as_array(rows.table.column("ends")) & ~as_array(rows.table.column("follows"))
-    cleaning.drop("too_short", whole & (as_array(pc.utf8_length(text)) < shortest))
+    short = as_array(rows.table.column("ends")) & ~as_array(rows.table.column("follows"))
+    short &= cleaning.sizes < 4 * shortest  # bytes: a character has up to four
+    places = np.flatnonzero(short)
+    short[places] = as_array(pc.utf8_length(text.take(as_column(places)))) < shortest
+    cleaning.drop("too_short", short)
     return cleaning.units(text)

@@ -92,7 +92,7 @@ class Language(TextTask):
         import pyarrow.compute as pc
 
         from bigmodel_cli.artifacts.shards import Columns
-        from bigmodel_cli.tasks.clean import as_array, put_between
+        from bigmodel_cli.tasks.clean import as_array, as_column, put_between
 
         tokenizer = self.tokenizer
         texts = units.column("text")
@@ -109,7 +109,8 @@ class Language(TextTask):
         put_between(tokens, stops - lengths + start, ids, counts)
         sizes = as_array(pc.binary_length(texts))
         if tokenizer.byte_level:
-            self._lossy_bytes += int(sizes.sum() - tokenizer.token_lengths[ids].sum())
+            decoded = as_column(tokenizer.token_lengths).take(as_column(ids))
+            self._lossy_bytes += int(sizes.sum()) - pc.sum(decoded, min_count=0).as_py()
         return Columns(
             len(texts),
             {"tokens": tokens, "start": start.astype(np.uint8), "bytes": sizes},

@@ -30,7 +30,7 @@ from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir, lock
 from bigmodel_cli.config import PrepareConfig
-from bigmodel_cli.errors import ArtifactError, DataError, StoppedError, UsageError
+from bigmodel_cli.errors import ArtifactError, DataError, ResourceError, StoppedError, UsageError
 from bigmodel_cli.events import Context, Note, Progress
 from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.dedup import SPLITS, Seen, digests, split_of
@@ -829,6 +829,17 @@ def test_a_sample_for_the_tokenizer_is_of_about_the_size_asked(tmp_path: Path) -
             assert places[-1] >= 480  # it reaches over the whole split
 
 
+def test_what_the_spool_could_not_write_is_said_by_its_next_call(tmp_path: Path) -> None:
+    part = (pa.RecordBatch.from_pydict({"text": ["a"]}), 1, b"")
+    for ends in (lambda spool: spool.add("train", part), Spool.close):
+        spool = Spool(tmp_path / "spool")
+        (spool.folder / "train.arrow").symlink_to("/dev/full")
+        spool.add("train", part)
+        with pytest.raises(ResourceError, match=r"no room to write .*train.arrow"):
+            ends(spool)
+        spool.remove()
+
+
 # Killed ---------------------------------------------------------------------------------------
 
 # Forks a child for each moment, which kills itself there: at its n-th event, that is whenever it
@@ -986,13 +997,13 @@ def test_processes_and_their_settings_give_the_same_bytes(tmp_path: Path) -> Non
     assert contents(tmp_path / "work-0") == contents(tmp_path / "work-1")
 
 
-def test_up_to_date_is_decided_without_torch(tmp_path: Path) -> None:
+def test_little_is_loaded_and_less_when_all_is_up_to_date(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", documents(40))
     script = (
         "import os, sys, json\n"
         "leave = os._exit\n"
         "def show(code):\n"
-        "    heavy = {'torch', 'tokenizers', 'datasets', 'transformers', 'matplotlib'}\n"
+        "    heavy = {'torch', 'tokenizers', 'datasets', 'transformers', 'matplotlib', 'pandas'}\n"
         "    sys.stderr.write(json.dumps([code, sorted(heavy & set(sys.modules))]))\n"
         "    sys.stderr.flush()\n"
         "    leave(code)\n"
@@ -1001,13 +1012,14 @@ def test_up_to_date_is_decided_without_torch(tmp_path: Path) -> None:
         f"sys.argv = ['bigmodel', 'prepare', 'a.jsonl', '--quiet', *{QUICK!r}]\n"
         "main()\n"
     )
-    prepare(tmp_path / "work", tmp_path / "a.jsonl", **ALL)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.stdout.startswith("up to date"), done.stderr
-    assert json.loads(done.stderr) == [0, []]
+    for said, loaded in (("prepared", ["tokenizers"]), ("up to date", [])):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.stdout.startswith(said), done.stderr
+        assert json.loads(done.stderr) == [0, loaded]
 
 
 @contextlib.contextmanager
