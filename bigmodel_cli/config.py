@@ -150,7 +150,7 @@ class TrainConfig:
     )
     batch_size: int | None = option(
         None,
-        "Rows (of --context tokens) per update.",
+        "Rows (of --context tokens) per update, at most those of an epoch.",
         minimum=1,
         panel="Optimization",
         shown_default="2,048 tokens, more above 4 M weights; on a GPU 8 times as many",

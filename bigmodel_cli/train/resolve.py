@@ -48,7 +48,10 @@ def resolve(
     )  # fmt: skip
     if not plan.rows:
         raise DataError("the train split holds nothing to predict", "prepare more data")
-    batch = config.batch_size or _batch_size(model, plan, device.type)
+    batch = int(min(plan.rows, config.batch_size or _batch_size(model, plan, device.type)))
+    if config.batch_size and config.batch_size > batch:
+        context.warn(f"--batch-size {config.batch_size:,}: an epoch has {plan.rows:,} rows, and an "
+                     "update takes no more")  # fmt: skip
     length = budget.length(config, plan.rows, batch, plan.row_tokens)
     of_rank = -(-batch // parallel.world())
     memory = engine.memory_bytes(device)
@@ -87,10 +90,10 @@ def _batch_size(model: ModelConfig, plan: Plan, device: str) -> int:
     gradients (docs/defaults.md); larger ones want more tokens, and a GPU is idle with few."""
     tokens = TOKENS_PER_UPDATE * max(1.0, model.parameters / 4e6) ** 0.5
     tokens *= 8 if device == "cuda" else 1
-    rows = max(1, round(tokens / plan.row_tokens))
+    rows: int = max(1, round(tokens / plan.row_tokens))
     if not plan.even and rows > CHUNK:  # whole ones: see _micro_batch
         rows = round(rows / CHUNK) * CHUNK
-    return int(min(plan.rows, rows))
+    return rows
 
 
 def _compile(

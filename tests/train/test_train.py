@@ -246,6 +246,16 @@ def test_micro_batches_do_not_change_an_update(work: Path) -> None:
             torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-3)
 
 
+def test_an_update_has_no_more_rows_than_an_epoch(work: Path) -> None:
+    """Whatever is asked for, as when somebody thinks of tokens: it would fill the memory."""
+    events = Events()
+    train(work, "all", events.context(), batch_size=10**15, length=128, steps=2)
+    rows = json.loads(Workdir(work).run("all").config.read_text("utf-8"))["resolved"]["batch_size"]
+    assert f"--batch-size 1,000,000,000,000,000: an epoch has {rows:,} rows" in events.notes
+    train(work, "rows", batch_size=rows, length=128, steps=2)
+    assert final_bytes(work, "all") == final_bytes(work, "rows")
+
+
 def test_other_options_are_listed_and_refused(work: Path) -> None:
     train(work)
     with pytest.raises(UsageError) as caught:
