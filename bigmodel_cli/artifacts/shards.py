@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts.manifest import check_file, write_atomic
 from bigmodel_cli.errors import ArtifactError
+from bigmodel_cli.worker import PATIENCE, Worker
 
 HINT = "build it again: bigmodel prepare SOURCE --force"
 SHARD_BYTES = 32 << 20
@@ -50,14 +50,14 @@ class ShardWriter:
         self.folder, self.split = folder, split
         self._pending: list[Columns] = []
         self._bytes = 0
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: list[Future[dict[str, Any]]] = []
+        self._worker = Worker[dict[str, Any]]()
+        self._written: list[dict[str, Any]] = []
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)  # nothing is written after what failed
+        self._worker.end(PATIENCE)  # nothing is written after what failed
 
     def add(self, columns: Columns) -> None:
         if columns.count:
@@ -70,15 +70,18 @@ class ShardWriter:
         """Writes the rest; gives one record per shard for the manifest."""
         if self._pending:
             self._flush()
-        self._thread.shutdown()
-        return [shard.result() for shard in self._writing]
+        self._wait()
+        return self._written
 
     def _flush(self) -> None:
-        if self._writing:
-            self._writing[-1].result()  # one at a time, which bounds memory
-        number, pending = len(self._writing), self._pending
+        self._wait()  # one at a time, which bounds memory
+        number, pending = len(self._written), self._pending
         self._pending, self._bytes = [], 0
-        self._writing.append(self._thread.submit(self._write, number, pending))
+        self._worker.start(lambda: self._write(number, pending))
+
+    def _wait(self) -> None:
+        if self._worker.busy:
+            self._written.append(self._worker.result())
 
     def _write(self, number: int, pending: list[Columns]) -> dict[str, Any]:
         from safetensors.numpy import save

@@ -18,9 +18,10 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.sources import Layout, Source, ahead, open_bytes
+from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.clean import as_column
+from bigmodel_cli.worker import ahead
 
 LONGEST_ROW = 1 << 30
 BLOCK = 1 << 20  # bytes of JSON lines that one core parses at once
@@ -133,37 +134,37 @@ def jsonl(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """JSON lines. A malformed line is counted and named; the rest goes on."""
-    assert source.path is not None
     begin = 1  # the first line of the chunk
-    with open_bytes(source.path) as file:
-        for chunk, records, columns in ahead(_parsed_chunks(file, source, choose, layout)):
-            lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-            if records and columns:
-                yield records.rows(columns, functools.partial(int.__add__, begin))
-            else:
-                for number, raw in enumerate(chunk.split(b"\n"), begin):
-                    if raw.strip():
-                        _add_line(raw, number, records, source.name, ledger)
-                    if records and records.size > 2 * sources.CHUNK:  # lines that name long files
-                        yield from records.take()
-                if records:
+    for chunk, records, columns in ahead(_parsed_chunks(source, choose, layout)):
+        lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+        if records and columns:
+            yield records.rows(columns, functools.partial(int.__add__, begin))
+        else:
+            for number, raw in enumerate(chunk.split(b"\n"), begin):
+                if raw.strip():
+                    _add_line(raw, number, records, source.name, ledger)
+                if records and records.size > 2 * sources.CHUNK:  # lines that name long files
                     yield from records.take()
-            begin += lines
-            advance(len(chunk))
+            if records:
+                yield from records.take()
+        begin += lines
+        advance(len(chunk))
 
 
 def _parsed_chunks(
-    file: IO[bytes], source: Source, choose: Choose, layout: Layout
+    source: Source, choose: Choose, layout: Layout
 ) -> Iterator[tuple[bytes, Records | None, list[pa.Array] | None]]:
     """Chunks of whole lines; the records that theirs belong to, once there is one; and the chosen
     columns of those that could be parsed at once."""
+    assert source.path is not None
     records: Records | None = None
-    for chunk in _line_chunks(file, source.name):
-        if records is None and (found := _keys(chunk)):
-            records = Records(source, choose(found, f"`{source.name}`"), layout)
-        flat = records and not {"json", "file"} & {*records.kinds}
-        columns = _parsed(chunk, list(records.names.values())) if records and flat else None
-        yield chunk, records, columns
+    with open_bytes(source.path) as file:
+        for chunk in _line_chunks(file, source.name):
+            if records is None and (found := _keys(chunk)):
+                records = Records(source, choose(found, f"`{source.name}`"), layout)
+            flat = records and not {"json", "file"} & {*records.kinds}
+            columns = _parsed(chunk, list(records.names.values())) if records and flat else None
+            yield chunk, records, columns
 
 
 def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
@@ -300,6 +301,16 @@ def parquet(
 ) -> Iterator[Rows]:
     """Parquet, a few rows at a time, so that long ones do not fill the memory."""
     del ledger
+    for records, batch, size in ahead(_batches(source, choose, layout)):
+        yield _columns(records, batch)
+        advance(size)
+
+
+def _batches(
+    source: Source, choose: Choose, layout: Layout
+) -> Iterator[tuple[Records, pa.RecordBatch, int]]:
+    """The records that all rows belong to, some of the rows, and about how many bytes of the file
+    hold them."""
     assert source.path is not None
     if source.path.suffix.lower() != ".parquet":
         raise DataError(
@@ -315,9 +326,8 @@ def parquet(
         if "file" in records.kinds:  # whose bytes may be elsewhere
             count = min(count, FILES)
         names = list(dict.fromkeys(records.names.values()))
-        for batch in ahead(file.iter_batches(count, columns=names)):
-            yield _columns(records, batch)
-            advance(int(batch.num_rows * average))
+        for batch in file.iter_batches(count, columns=names):
+            yield records, batch, int(batch.num_rows * average)
 
 
 def _columns(records: Records, batch: Any) -> Rows:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from bigmodel_cli.options import identity
 from bigmodel_cli.prepare.asked import escaped, fraction, task_for, wanted_columns
 from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
+from bigmodel_cli.worker import Worker
 
 FEW_UNITS = 30
 
@@ -45,6 +45,7 @@ def run(
     Raises UsageError, DataError, ResourceError; StoppedError when another process builds it.
     """
     from bigmodel_cli.prepare.sources import Layout, Source, find, recognise_splits
+    from bigmodel_cli.prepare.spool import Spool
 
     wanted = wanted_columns(config.column)
     if config.task != "auto":
@@ -96,9 +97,12 @@ def run(
             reasons = manifest.changes(_keyed(old["recipe"]), _keyed(recipe))
             if reasons:
                 context.note("building again, because of " + "; ".join(reasons[:3]))
-        built = _build(
-            config, fractions, task, sources, layout, wanted, recipe, print_, workdir, context
-        )
+        spools = [Spool(workdir.data / f"{manifest.TEMPORARY}{name}") for name in ("spool", "held")]
+        with spools[0] as spool, spools[1] as held:
+            built = _build(
+                config, fractions, task, sources, layout, wanted, recipe, print_, workdir, context,
+                spool, held,
+            )  # fmt: skip
         return Prepared(built, fresh=False)
 
 
@@ -213,19 +217,17 @@ def _shards(document: dict[str, Any]) -> list[dict[str, Any]]:
 def _build(
     config: PrepareConfig, fractions: dict[str, float | None], task: Task, sources: Sequence[Any],
     layout: Any, wanted: Mapping[str, str], recipe: dict[str, Any], fingerprint: str,
-    workdir: Workdir, context: Context,
+    workdir: Workdir, context: Context, spool: Any, held: Any,
 ) -> dict[str, Any]:  # fmt: skip
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import ShardWriter
     from bigmodel_cli.prepare.aligned import together
     from bigmodel_cli.prepare.dedup import SPLITS, assign
-    from bigmodel_cli.prepare.spool import Spool
 
     named = sorted({s.split for s in sources if s.split})
     if named:
         context.note("splits found by name: " + ", ".join(named))
     ledger = Ledger()
-    spool = Spool(workdir.data / f"{manifest.TEMPORARY}spool")
     shares = {
         name: 0.0 if name in named or fractions[name] is None else fractions[name] or 0.0
         for name in ("val", "test")
@@ -235,7 +237,6 @@ def _build(
     ordered = sorted(whole, key=lambda s: -SPLITS.index(s.split or "train"))
     rows = _read(ordered, task, wanted, layout, ledger, context)
     units = task.units(rows, ledger, shares)
-    held = Spool(workdir.data / f"{manifest.TEMPORARY}held")
     for split, part in assign(units, shares, config.seed, ledger, held):
         spool.add(split, part)
     held.remove()
@@ -288,7 +289,6 @@ def _build(
         _publish(staging, workdir, document)
     if context.stop.requested:
         context.stop.raise_()
-    spool.remove()
     return workdir.read_data()
 
 
@@ -383,18 +383,10 @@ def _check(
 
 
 def interruptible(work: Callable[[], None]) -> None:
-    """Runs a long call of a library in a thread, so that a signal is answered meanwhile."""
-    errors: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.1)
-    if errors:
-        raise errors[0]
+    """Makes a long call of a library in a thread, so that a signal is answered meanwhile."""
+    worker = Worker[None]()
+    try:
+        worker.start(work)
+        worker.result()
+    finally:
+        worker.end()

@@ -14,17 +14,15 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
 from bigmodel_cli.artifacts.manifest import TEMPORARY, storage
 from bigmodel_cli.errors import DataError, ResourceError, UsageError
 
-T = TypeVar("T")
 CHUNK = 8 << 20  # bytes of rows in one batch
 RECORDS = {
     ".jsonl": "jsonl",
@@ -239,15 +237,6 @@ def open_bytes(path: Path) -> IO[bytes]:
         raise ResourceError(f"`{path}` may not be read", "mend its permissions") from None
     except FileNotFoundError:
         raise DataError(f"there is nothing at `{path}`") from None
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items (none is None), of which a thread makes the next meanwhile, and no more."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
 
 
 class _Raw(io.RawIOBase):

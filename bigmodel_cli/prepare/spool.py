@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 from bigmodel_cli.artifacts.manifest import storage
 from bigmodel_cli.prepare.dedup import SPLITS
 from bigmodel_cli.tasks.clean import as_column
+from bigmodel_cli.worker import PATIENCE, Worker
 
 
 class Spool:
@@ -31,8 +31,13 @@ class Spool:
         self.content = {split: hashlib.sha256() for split in SPLITS}  # of the units, in order
         self._sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
         self._writers: dict[str, Any] = {}
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self._worker = Worker[None]()
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def _path(self, split: str) -> Path:
         return self.folder / f"{split}.arrow"
@@ -40,7 +45,7 @@ class Spool:
     def add(self, split: str, part: tuple[pa.RecordBatch, int, bytes]) -> None:
         batch, size, hashes = part
         self._wait()
-        self._writing = self._thread.submit(self._write, split, batch)
+        self._worker.start(lambda: self._write(split, batch))
         self.units[split] += batch.num_rows
         self.bytes[split] += size
         self.content[split].update(hashes)
@@ -53,12 +58,11 @@ class Spool:
             self._writers[split].write_batch(batch)
 
     def _wait(self) -> None:
-        if self._writing:
-            self._writing.result()
+        if self._worker.busy:
+            self._worker.result()
 
     def close(self) -> None:
         self._wait()
-        self._thread.shutdown()
         for split, writer in self._writers.items():
             with storage(self._path(split)):
                 writer.close()
@@ -84,5 +88,5 @@ class Spool:
                 yield batch.take(as_column(chosen))
 
     def remove(self) -> None:
-        """Once it is closed."""
+        self._worker.end(PATIENCE)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -9,7 +9,6 @@ import itertools
 import json
 import random
 import signal
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -621,47 +620,6 @@ def test_names_tell_splits_only_together(
 ) -> None:
     sources = [Source(name, tmp_path / name) for name in files]
     assert [source.split for source in recognise_splits(sources)] == splits
-
-
-# Ahead ----------------------------------------------------------------------------------------
-
-
-def test_the_next_item_is_made_while_one_is_used_and_no_more() -> None:
-    made: list[int] = []
-    used = threading.Event()
-
-    def items() -> Iterator[int]:
-        for number in range(5):
-            made.append(number)
-            if number == 1:
-                assert used.wait(10)  # item 0 is used before item 1 is made
-            yield number
-
-    found = []
-    for number in sources.ahead(items()):
-        used.set()
-        found.append(number)
-        assert made[-1] <= number + 1
-    assert found == [0, 1, 2, 3, 4]
-
-
-def test_what_the_thread_raises_comes_in_its_place() -> None:
-    def items() -> Iterator[int]:
-        yield 0
-        raise DataError("no more")
-
-    found = []
-    with pytest.raises(DataError, match="no more"):
-        found.extend(sources.ahead(items()))
-    assert list(sources.ahead(iter([]))) == []
-
-
-def test_nothing_runs_on_once_nobody_listens() -> None:
-    before = threading.active_count()
-    items = sources.ahead(iter([1, 2, 3]))
-    assert next(items) == 1
-    items.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
 
 
 # Data sets ------------------------------------------------------------------------------------

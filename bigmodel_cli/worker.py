@@ -1,0 +1,74 @@
+"""A thread beside the main one, made so that a signal may come at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+from _thread import start_new_thread
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+PATIENCE = 5.0  # seconds for a write that goes on where all else has failed
+
+
+class Worker(Generic[T]):
+    """Makes one call after another in a thread of its own.
+
+    A signal raises wherever the main thread is (see events.Stop). In the Python of threading or
+    concurrent.futures it could leave a lock taken for ever, or be lost in a callback of a weak
+    reference; here is nothing but what is written in C. Nobody has to wait for the thread: it ends
+    after its call, or with the program.
+    """
+
+    def __init__(self) -> None:
+        self.busy = False  # with a call whose result was not asked for
+        self._ended = False
+        self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
+        self._results: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
+        start_new_thread(_work, (self._calls, self._results))
+
+    def start(self, call: Callable[[], T]) -> None:
+        """Has a call made; its result is to be asked for before the next."""
+        self.busy = True
+        self._calls.put(call)
+
+    def result(self) -> T:
+        """Waits for the call, and gives its result or raises what it raised."""
+        found = self._results.get()
+        self.busy = False
+        if isinstance(found, BaseException):
+            raise found
+        assert found
+        return found[0]
+
+    def end(self, seconds: float = 0.0) -> None:
+        """There will be no more calls. Waits at most so long for one that is being made."""
+        self._calls.put(None)
+        with contextlib.suppress(Empty):
+            while not self._ended:
+                self._ended = self._results.get(timeout=seconds) is None
+
+
+def _work(calls: SimpleQueue[Callable[[], T] | None],
+          results: SimpleQueue[tuple[T] | BaseException | None]) -> None:  # fmt: skip
+    while call := calls.get():
+        try:
+            results.put((call(),))
+        except BaseException as error:
+            results.put(error)
+        del call  # and what it holds, while there is nothing to do
+    results.put(None)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items (none is None), of which a thread makes the next meanwhile, and no more. What they
+    are made from is closed by the thread, where nobody wants the rest."""
+    worker = Worker[T | None]()
+    try:
+        worker.start(lambda: next(items, None))
+        while (item := worker.result()) is not None:
+            worker.start(lambda: next(items, None))
+            yield item
+    finally:
+        worker.end()
