@@ -83,7 +83,8 @@ def data_state(place: Workdir) -> dict[str, Any]:
         return {"state": "missing", "detail": "bigmodel prepare SOURCE"}
     try:
         document = place.read_data()
-        from bigmodel_cli.prepare.run import intact, source_changes
+        from bigmodel_cli.prepare.inputs import source_changes
+        from bigmodel_cli.prepare.run import intact
 
         if not intact(place, document):
             return {

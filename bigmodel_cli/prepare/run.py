@@ -7,7 +7,6 @@ encodes them into shards. The manifest comes last.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError, did_you_mean
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
+from bigmodel_cli.prepare import inputs
 from bigmodel_cli.prepare.asked import escaped, fraction, task_for, wanted_columns
 from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
@@ -80,11 +80,11 @@ def run(
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         cache = HashCache(workdir.data)
         choose = _chooser(task, wanted)
-        inputs = [_describe(source, choose, layout, cache, context) for source in sources]
+        described = [inputs.describe(source, choose, layout, cache, context) for source in sources]
         cache.save()
         recipe = {
             "stage": "prepare",
-            "inputs": inputs,
+            "inputs": described,
             "options": {**_options(config), "task": task.name, **task.identity()},
         }
         print_ = manifest.fingerprint(recipe)
@@ -94,7 +94,7 @@ def run(
                 _check_loss(config, old["ledger"])
                 sweep(workdir, old)
                 return Prepared(old, fresh=True)
-            reasons = manifest.changes(_keyed(old["recipe"]), _keyed(recipe))
+            reasons = manifest.changes(inputs.by_name(old["recipe"]), inputs.by_name(recipe))
             if reasons:
                 context.note("building again, because of " + "; ".join(reasons[:3]))
         spools = [Spool(workdir.data / f"{manifest.TEMPORARY}{name}") for name in ("spool", "held")]
@@ -131,42 +131,6 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     return kept
 
 
-def _describe(
-    source: Any, choose: Any, layout: Any, cache: HashCache, context: Context
-) -> dict[str, Any]:
-    """What a source is to the fingerprint; `named`: the files that its rows name."""
-    from bigmodel_cli.prepare.readers import named_files
-    from bigmodel_cli.prepare.sources import load_hub
-
-    if source.path is None:
-        context.note(f"loading {source.name}")
-        return {"name": source.name, "split": source.split,
-                "sha256": str(load_hub(source.hub)._fingerprint)}  # fmt: skip
-    try:
-        digest = cache.sha256(source.path)
-    except OSError as error:
-        raise DataError(f"`{source.path}` cannot be read: {error.strerror}") from None
-    found = {"name": source.name, "split": source.split, "sha256": digest}
-    named: dict[str, str | None] = {}
-    for name in sorted(named_files(source, choose, layout)):
-        named[name] = _digest(source, name, cache)
-    return {**found, "named": named} if named else found
-
-
-def _digest(source: Any, name: str, cache: HashCache) -> str | None:
-    with contextlib.suppress(OSError, ValueError):
-        path = source.folder / name
-        return cache.sha256(path) if path.is_file() else None
-    return None
-
-
-def _keyed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with its inputs by name, for people to be told what differs."""
-    inputs = {item["name"]: item["sha256"] for item in recipe["inputs"]}
-    files = {item["name"]: item["named"] for item in recipe["inputs"] if "named" in item}
-    return {**recipe, "inputs": inputs, **({"named files": files} if files else {})}
-
-
 def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
     if not workdir.manifest.exists():
         return None
@@ -184,30 +148,6 @@ def intact(workdir: Workdir, document: dict[str, Any]) -> bool:
     files = [(workdir.data / s["name"], s["bytes"]) for s in _shards(document)]
     files += [(workdir.codec / n, i["bytes"]) for n, i in document["codec"].items()]
     return all(path.exists() and path.stat().st_size == size for path, size in files)
-
-
-def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
-    """What changed in the sources since; nothing if they are not here to look at."""
-    from bigmodel_cli.prepare.sources import find
-
-    command = document["command"]
-    local = [s for s in command["sources"] if s != "-" and not s.startswith("hf:")]
-    if len(local) < len(command["sources"]):
-        return []  # what came through a pipe or from the hub cannot be looked at again
-    try:
-        found = find(local, command["exclude"], workdir.data, workdir.root)
-    except DataError:
-        return []
-    cache = HashCache(workdir.data)
-    now = {s.name: cache.sha256(s.path) for s in found if s.path}
-    changed = manifest.changes(_keyed(document["recipe"])["inputs"], now)
-    named = {item["name"]: item["named"] for item in document["recipe"]["inputs"]
-             if "named" in item}  # fmt: skip
-    for source in found:
-        before = named.get(source.name, {})
-        after = {name: _digest(source, name, cache) for name in before}
-        changed += manifest.changes(before, after, f"{source.name}: ")
-    return changed
 
 
 def _shards(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -241,6 +181,7 @@ def _build(
         spool.add(split, part)
     held.remove()
     spool.close()
+    inputs.check(sources, recipe["inputs"], HashCache(workdir.data))
     _check(spool.units, shares, named, ledger.to_json(), task, config, context)
 
     size = spool.bytes["train"]

@@ -40,16 +40,19 @@ from bigmodel_cli.tasks import text as text_tasks
 from bigmodel_cli.tasks.language import LanguageOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ALL = {"val": "0", "test": "0"}  # everything is for training
 CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff]")
 EOT = "<|endoftext|>"
 
 
-def prepare(work: Path, *sources: Path | str, notes: list[str] | None = None, **values: Any
-            ) -> Prepared:  # fmt: skip
-    """Prepares text, by default with a tokenizer of bytes and without a least length."""
+def prepare(
+    work: Path, *sources: Path | str, notes: list[str] | None = None,
+    reading: Callable[[], object] = lambda: None, **values: Any,
+) -> Prepared:  # fmt: skip
+    """Prepares text, by default with a tokenizer of bytes and without a least length. reading: is
+    called while the sources are read."""
     options: dict[str, Any] = {"tokenizer": "bytes", "min_chars": 0}
     names = set(LanguageOptions.__dataclass_fields__)
     options |= {name: values.pop(name) for name in list(values) if name in names}
@@ -57,6 +60,8 @@ def prepare(work: Path, *sources: Path | str, notes: list[str] | None = None, **
     def emit(event: Note | Progress) -> None:
         if notes is not None and isinstance(event, Note):
             notes.append(event.message)
+        if isinstance(event, Progress) and event.phase == "read":
+            reading()
 
     config = PrepareConfig(sources=tuple(map(str, sources)), **values)
     return run(config, options, Workdir(work), Context(emit))
@@ -995,6 +1000,29 @@ def test_processes_and_their_settings_give_the_same_bytes(tmp_path: Path) -> Non
     for number, environ in enumerate(settings):
         program(tmp_path, "data", "-w", f"work-{number}", "--vocab-size", "800", **environ)
     assert contents(tmp_path / "work-0") == contents(tmp_path / "work-1")
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "goes"])
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
+    """Its hash, by which everybody would know the shards, is that of other bytes."""
+    source = tmp_path / "a.jsonl"
+    jsonl(source, documents(40))
+    before = prepare(tmp_path / "work", source, **ALL).manifest
+    jsonl(source, documents(60))
+    whole = source.read_bytes()
+
+    def write() -> None:
+        if change == "goes":
+            source.unlink()
+        else:
+            source.write_bytes(whole * 2 if change == "grows" else whole[: len(whole) // 2])
+
+    with pytest.raises(DataError, match=r"`a.jsonl` changed while it was being read"):
+        prepare(tmp_path / "work", source, reading=write, **ALL)
+    assert Workdir(tmp_path / "work").read_data() == before  # nothing was lost
+    source.write_bytes(whole)
+    after = prepare(tmp_path / "work", source, **ALL).manifest
+    assert after == prepare(tmp_path / "new", source, **ALL).manifest
 
 
 def test_little_is_loaded_and_less_when_all_is_up_to_date(tmp_path: Path) -> None:
