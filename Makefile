@@ -29,7 +29,7 @@ demo: .venv/ready
 	$(BIN)/bigmodel status -w work/demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -55,7 +55,12 @@ def main() -> None:
     options.add_argument("--text", metavar="FILE", required=True, help="tiny Shakespeare")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--share", type=float, default=0.33, help="of nanoGPT's time")
-    options.add_argument("rest", nargs="*", help="options of bigmodel train, after --")
+    options.add_argument(
+        "rest",
+        nargs="*",
+        default=["--size", "nano", "--context", "64"],
+        help="options of bigmodel train, after -- (--size nano --context 64)",
+    )
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
