@@ -23,10 +23,10 @@ class Worker(Generic[T]):
 
     def __init__(self) -> None:
         self.busy = False  # with a call whose result was not asked for
-        self._ended = False
+        self._over: list[bool] = []  # True in it, once the thread makes nothing more
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
-        start_new_thread(_work, (self._calls, self._results))
+        start_new_thread(_work, (self._calls, self._results, self._over))
 
     def start(self, call: Callable[[], T]) -> None:
         """Has a call made; its result is to be asked for before the next."""
@@ -46,18 +46,22 @@ class Worker(Generic[T]):
         """There will be no more calls. Waits at most so long for one that is being made."""
         self._calls.put(None)
         with contextlib.suppress(Empty):
-            while not self._ended:
-                self._ended = self._results.get(timeout=seconds) is None
+            while not self._over:  # a signal between two lines would lose what get() gave
+                self._results.get(timeout=seconds)
 
 
-def _work(calls: SimpleQueue[Callable[[], T] | None],
-          results: SimpleQueue[tuple[T] | BaseException | None]) -> None:  # fmt: skip
+def _work(
+    calls: SimpleQueue[Callable[[], T] | None],
+    results: SimpleQueue[tuple[T] | BaseException | None],
+    over: list[bool],
+) -> None:
     while call := calls.get():
         try:
             results.put((call(),))
         except BaseException as error:
             results.put(error)
         del call  # and what it holds, while there is nothing to do
+    over.append(True)
     results.put(None)
 
 

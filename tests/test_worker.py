@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 import time
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -95,6 +97,30 @@ def test_the_end_waits_for_a_call_but_not_for_ever() -> None:
             with pytest.raises(Empty):
                 done.get_nowait()
         hold.set()
+
+
+def test_a_signal_that_loses_the_last_word_makes_nobody_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when it is handled between what the queue gave and the line that would keep it."""
+    main = threading.get_ident()
+
+    class Interrupted(SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            found = super().get(block, timeout)
+            if found is None and threading.get_ident() == main:
+                raise KeyboardInterrupt
+            return found
+
+    monkeypatch.setattr("bigmodel_cli.worker.SimpleQueue", Interrupted)
+    worker = Worker[int]()
+    worker.start(lambda: 3)
+    assert worker.result() == 3
+    began = time.monotonic()
+    with contextlib.suppress(KeyboardInterrupt):
+        worker.end(30)
+    worker.end(30)
+    assert time.monotonic() - began < 5
 
 
 ALARMS = """

@@ -86,7 +86,7 @@ def show(folder: Path, receipt: Mapping[str, Any], layout: str, fresh: bool) -> 
         from bigmodel_cli.evaluate.report import figure
 
         low, full = (figure(effect[name]) for name in (effect["name"], "fp32"))
-        print(f"  answers in {effect['name']}: {effect['metric']} {low} on the {receipt['split']} "
-              f"split, {full} in fp32")  # fmt: skip
+        print(f"  answers in {effect['name']}: {effect['metric']} {low}, in fp32 {full} (the first "
+              f"{effect['terms']:,} targets of the {receipt['split']} split)")  # fmt: skip
     if not receipt["evaluated"]:
         print("  These weights were not evaluated; the model card says so.")

@@ -93,8 +93,9 @@ def card(
             "–" if effect[name] is None else f"{effect[name]:.5g}"
             for name in (effect["name"], "fp32")
         )
-        lines += [f"Answers in {effect['name']}: {effect['metric']} {low} where fp32 has {full}."]
-        lines.append("")
+        where = f"the first {effect['terms']:,} targets of the {receipt['split']} split"
+        lines += [f"Answers in {effect['name']}: {effect['metric']} {low} where fp32 has {full},"]
+        lines += [f"on {where}.", ""]
     lines += [
         f"- data `{data['fingerprint']}`", f"- training `{training['fingerprint']}`",
         f"- weights `{receipt['weights']}`", "",

@@ -94,7 +94,9 @@ def test_what_fewer_bits_cost_is_in_the_receipt(work: Path, run: str) -> None:
     assert effect["metric"] == ("pseudo_perplexity" if run == "masked" else "bits_per_byte")
     assert effect["int8"] != effect["fp32"]
     assert effect["int8"] == pytest.approx(effect["fp32"], rel=0.02)
-    assert f"Answers in int8: {effect['metric']}" in (done.folder / "README.md").read_text("utf-8")
+    card = (done.folder / "README.md").read_text("utf-8")
+    assert f"Answers in int8: {effect['metric']}" in card
+    assert f"first {effect['terms']:,} targets of the {done.receipt['split']} split" in card
     assert deploy(work, run, precision="int8").fresh
     kinds = [{type(m).__name__ for m in Predictor(done.folder, "cpu", 1, precision).model.modules()}
              for precision in ("auto", "fp32")]  # fmt: skip
