@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.artifacts import forms
 from bigmodel_cli.artifacts.manifest import (
     TEMPORARY,
     check_file,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+BEST = "best.json"
 HINT = "choose another with --checkpoint, or train again: bigmodel train --restart"
 
 
@@ -98,7 +100,7 @@ def names(folder: Path) -> list[str]:
 
 def read_state(path: Path) -> dict[str, Any]:
     """A checkpoint's state.json. Raises ArtifactError."""
-    return read_json(path / STATE, "checkpoint", HINT)
+    return read_json(path / STATE, "checkpoint", HINT, forms.CHECKPOINT)
 
 
 def verify(path: Path, *files: str) -> dict[str, Any]:
@@ -153,15 +155,12 @@ def find(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
 
 def read_best(folder: Path) -> dict[str, Any]:
     """The record of the best checkpoint: `name`. Raises ArtifactError."""
-    record = read_json(folder / "best.json", "record of the best checkpoint", HINT)
-    if "name" not in record:
-        raise ArtifactError(f"the record `{folder / 'best.json'}` names no checkpoint", HINT)
-    return record
+    return read_json(folder / BEST, "record of the best checkpoint", HINT, forms.BEST)
 
 
 def mark_best(folder: Path, name: str, value: float | None) -> None:
     """Records which checkpoint has the best headline metric on the validation split so far."""
-    write_json(folder / "best.json", {"name": name, "validation": value})
+    write_json(folder / BEST, {"name": name, "validation": value})
 
 
 def prune(folder: Path, keep: int, best: str) -> None:

@@ -11,15 +11,19 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.artifacts.forms import Form, problem
 from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError
 
 SCHEMA = 1  # of every JSON artifact; a reader refuses a newer one
 TEMPORARY = ".tmp-"
+MOST_JSON = 256 << 20  # bytes of a JSON artifact
+LOADED = (".json", ".safetensors")  # what is read from a folder whose files are listed
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EISDIR, errno.EINVAL,
@@ -104,13 +108,23 @@ def _checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(rest)).hexdigest()[:16]
 
 
-def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
-    """Reads a manifest. `what` names it in an error, `hint` says which command makes it.
+def read_json(
+    path: Path, what: str, hint: str, form: Form | None = None, regular: bool = True
+) -> dict[str, Any]:
+    """Reads a manifest. `what` names it in an error, `hint` says which command makes it; `form`:
+    what it has to hold; `regular`: whether it must be a regular file, which a pipe that the user
+    named is not.
 
     Raises ArtifactError when it is missing, corrupt, or of a newer format.
     """
     try:
-        document = json.loads(path.read_bytes(), parse_constant=_no_number)
+        if regular and not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not a regular file")
+        with path.open("rb") as file:
+            data = file.read(MOST_JSON + 1)
+        if len(data) > MOST_JSON:
+            raise ValueError(f"over {MOST_JSON >> 20} MiB")
+        document = json.loads(data, parse_constant=_no_number)
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
@@ -131,10 +145,12 @@ def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
         )
     try:
         same = document.pop("checksum", None) == _checksum(document)
-    except ValueError:  # half of a surrogate pair, or a number beyond all
+    except (ValueError, RecursionError):  # half of a surrogate pair, or a number beyond all
         same = False
     if not same:
         raise ArtifactError(f"the {what} `{path}` is corrupt: its checksum differs", hint)
+    if form and (wrong := problem(document, form)):
+        raise ArtifactError(f"the {what} `{path}` is corrupt: {wrong}", hint)
     return document
 
 
@@ -142,10 +158,17 @@ def _no_number(constant: str) -> None:
     raise ValueError(f"`{constant}` is no number")
 
 
-def check_files(folder: Path, files: Mapping[str, Any], what: str, hint: str) -> None:
-    """Raises ArtifactError unless each file of a folder has the recorded size and hash."""
+def check_files(
+    folder: Path, files: Mapping[str, Any], what: str, hint: str, own: str = ""
+) -> None:
+    """Raises ArtifactError unless each listed file of a folder has its size and hash, and each one
+    that may be loaded is listed. own: the file that holds the list."""
     for name, info in files.items():
-        check_file(folder / name, info, what, hint)
+        check_file(inside(folder, name, what, hint), info, what, hint)
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            if path.suffix in LOADED and path.name not in (own, *files):
+                raise ArtifactError(f"the {what} `{path}` is not listed with its hash", hint)
 
 
 def folder_info(folder: Path) -> dict[str, Any]:
@@ -153,14 +176,27 @@ def folder_info(folder: Path) -> dict[str, Any]:
     return {path.name: file_info(path) for path in sorted(folder.iterdir())}
 
 
+def inside(folder: Path, name: str, what: str, hint: str) -> Path:
+    """The path of a listed file. Raises ArtifactError for one that leads out of the folder, by its
+    name or by a link."""
+    path = folder / name
+    plain = name not in ("", ".", "..") and not {"/", "\0"} & {*name}
+    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"the {what} `{folder}` lists `{name}`, which is not in it", hint)
+    return path
+
+
 def check_file(path: Path, info: Mapping[str, Any], what: str, hint: str) -> None:
-    """Raises ArtifactError unless the file has the recorded size and hash."""
+    """Raises ArtifactError unless it is a regular file of the recorded size and hash."""
     try:
-        size = path.stat().st_size
-        if size != info["bytes"]:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ArtifactError(f"the {what} `{path}` is corrupt: not a regular file", hint)
+        if found.st_size != info["bytes"]:
             raise ArtifactError(
-                f"the {what} `{path}` has {size:,} bytes where {info['bytes']:,} were written", hint
-            )
+                f"the {what} `{path}` has {found.st_size:,} bytes where {info['bytes']:,} were "
+                "written", hint,
+            )  # fmt: skip
         if sha256(path) != info["sha256"]:
             raise ArtifactError(f"the {what} `{path}` is corrupt: its hash differs", hint)
     except FileNotFoundError:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigmodel_cli.artifacts.manifest import check_file, write_atomic
+from bigmodel_cli.artifacts.manifest import check_file, inside, write_atomic
 from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.worker import PATIENCE, Worker
 
 HINT = "build it again: bigmodel prepare SOURCE --force"
 SHARD_BYTES = 32 << 20
+MOST_HEADER, MOST_TENSORS, MOST_SIZES = 16 << 20, 1 << 16, 8  # of a safetensors file
 DTYPES: dict[str, Any] = {
     "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32,
@@ -113,23 +114,48 @@ def read_header(path: Path, what: str = "shard", hint: str = HINT) -> tuple[dict
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, 100 << 20):
+            if not 2 <= length <= min(size - 8, MOST_HEADER):
                 raise ValueError("its header has an impossible length")
             header = json.loads(file.read(length))
+        if len(header) > MOST_TENSORS:
+            raise ValueError(f"it has {len(header):,} tensors, more than {MOST_TENSORS:,}")
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            begin, end = entry["data_offsets"]
+            (begin, end), sizes = entry["data_offsets"], entry["shape"]
             width = np.dtype(DTYPES[entry["dtype"]]).itemsize if entry["dtype"] in DTYPES else 2
+            if len(sizes) > MOST_SIZES or not {int} >= {*map(type, (begin, end, *sizes))}:
+                raise ValueError(f"`{name}` has an impossible shape")
             if not 0 <= begin <= end <= size - 8 - length:
                 raise ValueError(f"`{name}` lies outside of the file")
-            if math.prod(entry["shape"]) * width != end - begin:
+            if min(sizes, default=0) < 0 or math.prod(sizes) * width != end - begin:
                 raise ValueError(f"`{name}` has the wrong size")
     except FileNotFoundError:
         raise ArtifactError(f"the {what} `{path}` is missing", hint) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"the {what} `{path}` is corrupt: {error}", hint) from None
     return header, 8 + length
+
+
+def _check_columns(arrays: Mapping[str, NDArray[Any]], examples: int, path: Path) -> None:
+    """Raises ArtifactError where a shard does not hold so many examples in each of its fields."""
+    for name, values in arrays.items():
+        field = name.removesuffix(".offsets")
+        offsets = arrays.get(f"{field}.offsets")
+        if offsets is None:
+            right = len(values) == examples
+        elif name == field:
+            continue  # its offsets say where each example's values are
+        else:
+            last = len(arrays[field]) if field in arrays else -1
+            right = (
+                offsets.dtype == np.int64 and len(offsets) == examples + 1
+                and offsets[0] == 0 and offsets[-1] == last and bool((np.diff(offsets) >= 0).all())
+            )  # fmt: skip
+        if not right:
+            raise ArtifactError(
+                f"the shard `{path}` is corrupt: `{field}` is not of {examples:,} examples", HINT
+            )
 
 
 class Split:
@@ -138,7 +164,7 @@ class Split:
     def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], verify: bool = True):
         self._maps: list[dict[str, NDArray[Any]]] = []
         for info in shards:
-            path = folder / info["name"]
+            path = inside(folder, info["name"], "data", HINT)
             if verify:
                 check_file(path, info, "shard", HINT)
             header, start = read_header(path)
@@ -148,10 +174,14 @@ class Split:
             arrays = {}
             for name, entry in header.items():
                 if name != "__metadata__":
+                    if entry["dtype"] not in DTYPES:
+                        raise ArtifactError(f"the shard `{path}` is corrupt: `{name}` is of the "
+                                            f"unknown type {entry['dtype']}", HINT)  # fmt: skip
                     begin, end = entry["data_offsets"]
                     arrays[name] = np.frombuffer(
                         memoryview(data)[begin:end], DTYPES[entry["dtype"]]
                     )
+            _check_columns(arrays, info["examples"], path)
             self._maps.append(arrays)
         self.shards = list(shards)
         self.count = sum(info["examples"] for info in shards)

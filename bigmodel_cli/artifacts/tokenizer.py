@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bigmodel_cli.artifacts.growth import MOST_GROWTH, growth
 from bigmodel_cli.artifacts.manifest import sha256, write_atomic
 from bigmodel_cli.errors import ArtifactError, UsageError
 
@@ -90,6 +91,9 @@ class Tokenizer:
         self.pad: int = inner.token_to_id(PAD)
         self.mask: int = inner.token_to_id(MASK)
         self._spec = spec = json.loads(inner.to_str())
+        steps = (spec.get(name) for name in ("normalizer", "pre_tokenizer", "decoder"))
+        if (grown := max(map(growth, steps))) > MOST_GROWTH:
+            raise ValueError(f"it makes a text up to {grown:,.0f} times as long")
         decoder = spec.get("decoder") or {}
         parts = decoder.get("decoders", [decoder])
         self.byte_level = any(part.get("type") == "ByteLevel" for part in parts)
@@ -376,7 +380,10 @@ def bring(source: str) -> Tokenizer:
             "give chars, bytes, a tokenizer.json, a run or bundle, or hf:ID",
         ) from None
     inner.add_special_tokens(list(SPECIALS))
-    return _finish(inner)
+    try:
+        return _finish(inner)
+    except ValueError as error:
+        raise UsageError(f"--tokenizer `{source}` cannot be used: {error}", "give another") from None
 
 
 def _finish(inner: Any) -> Tokenizer:

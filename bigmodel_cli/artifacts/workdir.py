@@ -9,6 +9,7 @@ work/
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,10 +18,23 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.artifacts import forms
 from bigmodel_cli.artifacts.manifest import TEMPORARY, read_json, sha256, storage, write_atomic
-from bigmodel_cli.errors import ArtifactError, StoppedError, UsageError
+from bigmodel_cli.errors import (
+    ArtifactError,
+    BigmodelError,
+    ResourceError,
+    StoppedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+SOFT_LOCK = ".lock-soft"  # where the file system has no locks
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY)
 
 
 @dataclass(frozen=True)
@@ -71,18 +85,20 @@ class Run:
                     f"there is no run `{self.name}` in `{self.root}`",
                     "choose one with --run: " + ", ".join(known),
                 )
-        return read_json(self.config, "run", "train it first: bigmodel train")
+        return read_json(self.config, "run", "train it first: bigmodel train", forms.RUN)
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """The working directory's paths; nothing is created before it is written to."""
+    """The working directory's paths; nothing is created before it is written to. shared: data that
+    were prepared elsewhere, and are only read here."""
 
     root: Path
+    shared: Path | None = None
 
     @property
     def data(self) -> Path:
-        return self.root / "data"
+        return self.shared or self.root / "data"
 
     @property
     def manifest(self) -> Path:
@@ -108,49 +124,88 @@ class Workdir:
 
     def read_data(self) -> dict[str, Any]:
         """The data's manifest. Raises ArtifactError when nothing was prepared."""
-        return read_json(
-            self.manifest, "prepared data", "prepare some first: bigmodel prepare SOURCE"
-        )
+        hint = "prepare some first: bigmodel prepare SOURCE"
+        return read_json(self.manifest, "prepared data", hint, forms.DATA)
 
     def keep_traceback(self, error: BaseException) -> Path | None:
         """Writes an unexpected error's traceback for a bug report."""
         path = self.root / "traceback.txt"
-        with contextlib.suppress(OSError):
-            self.root.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(traceback.format_exception(error)), "utf-8")
+        with contextlib.suppress(OSError, BigmodelError):
+            write_atomic(path, "".join(traceback.format_exception(error)).encode())
             return path
         return None
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Holds the folder for writing. Raises StoppedError (75), naming the holder, if it is held."""
-    from filelock import FileLock, Timeout
+def lock(folder: Path, root: Path) -> Iterator[None]:
+    """Holds a folder of the working directory `root` for writing.
 
-    path = folder / ".lock"
+    Raises StoppedError (75), naming the holder, if it is held; ResourceError where nothing can be
+    locked, or where what is written would go elsewhere.
+    """
     holder = folder / ".lock-holder"
     with storage(folder):
+        for path in (folder / ".lock", folder, *folder.parents):
+            if path == root:
+                break
+            if path.is_symlink():
+                raise _elsewhere(path, "a link")
         folder.mkdir(parents=True, exist_ok=True)
-        claim = FileLock(path)
-        try:
-            claim.acquire(timeout=0)
-        except Timeout:
-            who = holder.read_text("utf-8").strip() if holder.exists() else "another process"
-            raise StoppedError(
-                f"`{folder}` is in use by {who}",
-                "wait for it, or choose another --workdir or --run",
-            ) from None
-        except NotImplementedError:
-            raise StoppedError(f"`{folder}` is on a file system without locks") from None
+        claim = _claim(folder, holder)
     try:
+        clean(folder)
+        _check_entries(folder)
         with contextlib.suppress(OSError):
             holder.write_text(f"process {os.getpid()} on {os.uname().nodename}\n", "utf-8")
-        clean(folder)
         yield
     finally:
         clean(folder)
         holder.unlink(missing_ok=True)
         claim.release()
+
+
+def _check_entries(folder: str | Path) -> None:
+    """Raises ResourceError where a folder holds anything but files and folders, at any depth."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _check_entries(entry.path)
+            elif not entry.is_file(follow_symlinks=False):
+                raise _elsewhere(entry, "a link" if entry.is_symlink() else "a pipe or device")
+
+
+def _elsewhere(path: os.PathLike[str], what: str) -> ResourceError:
+    """Whoever writes to a link changes what lies elsewhere."""
+    return ResourceError(
+        f"`{os.fspath(path)}` is {what}, and a stage writes to its own files only",
+        "remove it; to keep the data elsewhere, let --workdir name the folder there",
+    )
+
+
+def _claim(folder: Path, holder: Path) -> BaseFileLock:
+    """A lock on the folder, for which a file stands where the file system has none of its own."""
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    reason = ""
+    claims = (FileLock(folder / ".lock", fallback_to_soft=False), SoftFileLock(folder / SOFT_LOCK))
+    for claim in claims:
+        try:
+            claim.acquire(timeout=0)
+            return claim
+        except Timeout:
+            who = holder.read_text("utf-8").strip() if holder.is_file() else "another process"
+            hint = "wait for it, or choose another --workdir or --run"
+            if claim is claims[1]:
+                hint += f"; if it runs no more, remove `{folder / SOFT_LOCK}`"
+            raise StoppedError(f"`{folder}` is in use by {who}", hint) from None
+        except (OSError, NotImplementedError) as error:
+            reason = str(error)
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+    raise ResourceError(
+        f"`{folder}` is on a file system without locks: {reason}",
+        "choose a folder on another file system with --workdir",
+    )
 
 
 def clean(folder: Path) -> None:
@@ -171,7 +226,7 @@ class HashCache:
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".hashes.json"
         try:
-            loaded = json.loads(self.path.read_bytes())
+            loaded = json.loads(self.path.read_bytes()) if self.path.is_file() else {}
             self.known: dict[str, str] = loaded if isinstance(loaded, dict) else {}
         except (OSError, ValueError):
             self.known = {}

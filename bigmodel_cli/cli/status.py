@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts import checkpoint, forms, manifest
 from bigmodel_cli.artifacts.bundle import RECEIPT
 from bigmodel_cli.artifacts.workdir import Run, Workdir
 from bigmodel_cli.cli import render
@@ -133,7 +133,7 @@ def train_state(item: Run, place: Workdir) -> dict[str, Any]:
 def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not item.evaluation.exists():
         return {"state": "missing", "detail": "bigmodel evaluate"}
-    document = manifest.read_json(item.evaluation, "evaluation", "")
+    document = manifest.read_json(item.evaluation, "evaluation", "", forms.EVALUATION)
     metric, entry = next(iter(document["metrics"].items()))
     why = _data_is(item.read_config(), place)
     if document["weights"] not in _weights(item):
@@ -154,7 +154,7 @@ def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
 def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not item.bundle.exists():
         return {"state": "missing", "detail": "bigmodel deploy"}
-    receipt = manifest.read_json(item.bundle / RECEIPT, "receipt", "")
+    receipt = manifest.read_json(item.bundle / RECEIPT, "receipt", "", forms.RECEIPT)
     why = ""
     if receipt["weights"] not in _weights(item):
         why = "its checkpoint is gone"

@@ -38,6 +38,9 @@ class Predictor:
             own = str(self.manifest.get("precision", "fp32"))  # which older bundles do not say
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"the bundle `{folder}` is corrupt: {error!r}", HINT) from None
+        if config.shape != self.task.shape():
+            raise ArtifactError(f"the bundle `{folder}` is corrupt: its model is not of its task",
+                                HINT)  # fmt: skip
         path = folder / checkpoint.MODEL
         weights = checkpoint.load_tensors(path, "bundle", HINT)
         if layout == "huggingface":

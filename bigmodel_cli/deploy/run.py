@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts import checkpoint, forms, manifest
 from bigmodel_cli.artifacts.bundle import CARD, RECEIPT
 from bigmodel_cli.artifacts.bundle import FILE as BUNDLE
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
@@ -41,7 +41,7 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
     place = workdir.run(name)
     training = place.read_config()
     data = workdir.read_data()
-    with lock(place.folder):
+    with lock(place.folder, workdir.root):
         if place.read_config() != training:
             raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
         if (place.folder / ASIDE).exists() and not place.bundle.exists():
@@ -86,7 +86,7 @@ def _evaluation(place: Run, weights: str, context: Context) -> dict[str, Any] | 
     if not place.evaluation.exists():
         return None
     try:
-        document = manifest.read_json(place.evaluation, "evaluation", "")
+        document = manifest.read_json(place.evaluation, "evaluation", "", forms.EVALUATION)
     except FormatError:
         raise
     except BigmodelError as error:
@@ -97,13 +97,13 @@ def _evaluation(place: Run, weights: str, context: Context) -> dict[str, Any] | 
 
 def _old(folder: Path, fingerprint: str) -> Deployed | None:
     try:
-        document = manifest.read_json(folder / BUNDLE, "bundle", "")
+        document = manifest.read_json(folder / BUNDLE, "bundle", "", forms.BUNDLE)
         if document["fingerprint"] != fingerprint:
             return None
         for name, info in document["files"].items():
             if (folder / name).stat().st_size != info["bytes"]:
                 return None
-        receipt = manifest.read_json(folder / RECEIPT, "receipt", "")
+        receipt = manifest.read_json(folder / RECEIPT, "receipt", "", forms.RECEIPT)
     except FormatError:
         raise
     except (BigmodelError, OSError, KeyError):

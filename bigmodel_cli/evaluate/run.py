@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli import __version__
-from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts import checkpoint, forms, manifest
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError, StoppedError
@@ -62,11 +62,14 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
     previous = None
     if config.against:
         previous = manifest.read_json(
-            Path(config.against), "earlier evaluation", "give --against an evaluation.json"
+            Path(config.against),
+            "earlier evaluation",
+            "give --against an evaluation.json",
+            regular=False,
         )
     metrics = (*task.answer_metrics(), *task.metrics())
     rules = gates.parse(config.require, metrics, previous is not None)
-    with lock(place.folder):
+    with lock(place.folder, workdir.root):
         if place.read_config() != known:
             raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
@@ -95,7 +98,7 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
 
 def _old(place: Run, fingerprint: str) -> dict[str, Any] | None:
     try:
-        document = manifest.read_json(place.evaluation, "evaluation", "")
+        document = manifest.read_json(place.evaluation, "evaluation", "", forms.EVALUATION)
     except FormatError:
         raise
     except BigmodelError:

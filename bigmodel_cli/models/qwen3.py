@@ -71,6 +71,8 @@ def native_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[s
     """Their weights under our names; what is missing is left out, for `build` to refuse."""
     import torch
 
+    if config.layers > len(weights):
+        return {}
     return {
         ours: torch.cat([weights[name] for name, _ in theirs])
         for ours, theirs in _layer_names(config)

@@ -145,6 +145,16 @@ class SequenceModel(nn.Module):
 
 def build(config: ModelConfig, weights: Mapping[str, Tensor], where: str) -> SequenceModel:
     """A model with these weights. Raises ArtifactError when they are not this model's."""
+    count = sum(tensor.numel() for tensor in weights.values())
+    if config.layers > len(weights) or config.parameters > 2 * count:  # before it is built
+        raise ArtifactError(
+            f"the weights in `{where}` do not fit their configuration: they are {count:,} numbers, "
+            f"not {config.parameters:,}", "train again",
+        )  # fmt: skip
+    odd_kinds = {tensor.dtype for tensor in weights.values()} - {torch.float32}
+    if odd_kinds:
+        raise ArtifactError(f"the weights in `{where}` are of {odd_kinds.pop()}, not of "
+                            "torch.float32", "train again")  # fmt: skip
     with torch.device("meta"):
         model = SequenceModel(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

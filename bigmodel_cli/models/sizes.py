@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bigmodel_cli.errors import UsageError, did_you_mean
+from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
 
 # positions that attend to each other in plain matrix products on a CPU; the square of more would
 # fill the memory
 LONGEST_PRODUCT = 1024
+MOST, MOST_PIXELS = 1 << 40, 1024  # of any number that describes a model, and of an image's side
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,20 @@ class ModelConfig:
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> ModelConfig:
-        """Raises KeyError or TypeError for a document that is none."""
-        shape = Shape(**document["shape"])
-        if isinstance(shape.picture, Mapping):
-            shape = dataclasses.replace(shape, picture=Picture(**shape.picture))
-        return ModelConfig(**{**document, "shape": shape})
+        """Raises ArtifactError for a document that describes no model."""
+        try:
+            shape = Shape(**document["shape"])
+            if isinstance(shape.picture, Mapping):
+                shape = dataclasses.replace(shape, picture=Picture(**shape.picture))
+            config = ModelConfig(**{**document, "shape": shape})
+            wrong = _impossible(config)
+        except (KeyError, TypeError) as error:
+            wrong = str(error)
+        if wrong:
+            raise ArtifactError(
+                f"the model's configuration is corrupt: {wrong}", "train again, or deploy again"
+            )
+        return config
 
     @property
     def mixing(self) -> int:
@@ -144,6 +154,36 @@ class ModelConfig:
         if C:
             return body + D + embed + (D + 1) * C
         return body + D + embed * (1 if self.tied else 2)
+
+
+def _impossible(config: ModelConfig) -> str:
+    """What no model has, in words; nothing if all is well. Raises TypeError for a value of another
+    type than its field's."""
+    shape, picture = config.shape, config.shape.picture
+    for part in (config, shape, *([picture] if picture else [])):
+        for item in dataclasses.fields(part):  # type: ignore[arg-type]
+            value, kinds = getattr(part, item.name), {"int": int, "bool": bool, "str": str}
+            kind = kinds.get(str(item.type))
+            if kind and type(value) is not kind:
+                raise TypeError(f"`{item.name}` is `{value}`, but must be of type {item.type}")
+            least = 0 if item.name in ("vocabulary", "classes", "window") else 1
+            if kind is int and not least <= value <= MOST:
+                return f"`{item.name}` is {value:,}"
+    if config.family not in ("transformer", "rnn", "mlp"):
+        return f"`family` is `{config.family}`"
+    if config.cell not in ("elman", "gru", "lstm"):
+        return f"`cell` is `{config.cell}`"
+    if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
+        return f"`dropout` is `{config.dropout}`"
+    if config.width % config.heads or config.heads % config.kv_heads:
+        return f"{config.width} features, {config.heads} heads and {config.kv_heads} for keys"
+    if picture is None:
+        return "" if shape.vocabulary else "`vocabulary` is 0"
+    if not isinstance(picture, Picture):
+        return "`picture` is unknown"
+    if picture.channels not in (1, 3) or picture.size > MOST_PIXELS or picture.size % picture.patch:
+        return f"images of {picture.channels} × {picture.size} in squares of {picture.patch}"
+    return "" if picture.positions == shape.context else f"`context` is {shape.context}"
 
 
 def _weights(kernel: Convolution) -> int:

@@ -65,7 +65,7 @@ def run(
             f"--val {config.val} and --test {config.test} leave nothing to train on",
             "choose shares that add up to less than 1",
         )
-    with lock(workdir.data):
+    with lock(workdir.data, workdir.root):
         place = workdir.data / f"{manifest.TEMPORARY}stdin", workdir.root, bool(config.delimiter)
         sources = recognise_splits(find(config.sources, config.exclude, *place))
         for name, share in fractions.items():

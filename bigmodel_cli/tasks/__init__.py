@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
 from bigmodel_cli.models.sizes import Sampling, Search
-from bigmodel_cli.options import identity
+from bigmodel_cli.options import convert, identity
+from bigmodel_cli.options import keys as declared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -388,9 +389,11 @@ def load_task(folder: Path, hint: str) -> Task:
     document = read_task_file(folder, hint)
     try:
         kind = task_class(document["task"])
+        known = {key.name: key for key in declared(kind.Options)}
         options = kind.Options(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in document["options"].items()}
-        )
-    except (KeyError, TypeError, UsageError) as error:
+            **{name: None if value is None else convert(known[name], value)
+               for name, value in document["options"].items()}
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise ArtifactError(f"the codec `{folder}` is corrupt: {error}", hint) from None
     return kind.load(folder, options)

@@ -126,7 +126,11 @@ class Classification(Task):
     def read_labels(folder: Path) -> list[str]:
         document = read_json(folder / LABELS_FILE, "codec", "make it again")
         labels = document.get("labels")
-        if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+        if (
+            not isinstance(labels, list)
+            or not all(isinstance(name, str) for name in labels)
+            or not 1 < len({*labels}) == len(labels)
+        ):
             raise ArtifactError(f"the labels in `{folder}` are corrupt", "make them again")
         return labels
 

@@ -7,6 +7,7 @@ S the side of a picture, T positions.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -245,6 +246,9 @@ class ImageClassification(Classification):
         try:
             form = Form(int(document["channels"]), int(document["size"]))
             mean, deviation = ([float(n) for n in document[k]] for k in ("mean", "deviation"))
+            if not (form.channels == len(mean) == len(deviation) and form.channels in (1, 3)
+                    and 4 <= form.size <= 1024 and math.isfinite(sum(mean)) and min(deviation) > 0):
+                raise ValueError(document)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the codec `{folder}` is corrupt: {error!r}", "make it again"
                                 ) from None  # fmt: skip

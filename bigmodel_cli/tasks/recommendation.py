@@ -160,6 +160,7 @@ class Recommendation(Task):
             not isinstance(names, list) or not isinstance(counts, list)
             or not 0 < len(names) == len(counts)
             or set(map(type, names)) != {str} or set(map(type, counts)) != {int}
+            or len({*names}) < len(names) or not 0 <= min(counts) <= max(counts) < 1 << 53
         ):  # fmt: skip
             raise ArtifactError(f"the items in `{folder}` are corrupt", "make them again")
         return cls(options, names, counts)

@@ -57,7 +57,7 @@ def run(
             context = dataclasses.replace(context, emit=lambda _: None)
 
         def found() -> list[dict[str, Any] | None]:
-            stack.enter_context(lock(place.folder))
+            stack.enter_context(lock(place.folder, workdir.root))
             clean(place.checkpoints)
             begun = place.config.exists() and checkpoint.names(place.checkpoints)
             known = place.read_config() if begun and not config.restart else None

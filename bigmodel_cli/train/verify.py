@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
@@ -40,15 +39,14 @@ def verify(
         checkpoint_every=max(1, steps // 3), verify_resume=None,
     )  # fmt: skip
     killed_after = steps // 2 + 1
-    scratch = Workdir(workdir.root / f"{manifest.TEMPORARY}verify")
-    with lock(scratch.root):
+    scratch = Workdir(workdir.root / f"{manifest.TEMPORARY}verify", workdir.data)
+    with lock(scratch.root, workdir.root):
         try:
             _clear(scratch)
-            scratch.data.symlink_to(workdir.data.absolute())
             context.note(f"{steps} steps, whole")
             run(config, task_options, scratch, "whole", context)
             context.note(f"{steps} steps, with a kill −9 after step {killed_after}")
-            arguments = (config, dict(task_options), scratch.root, killed_after)
+            arguments = (config, dict(task_options), scratch, killed_after)
             _child(arguments, -signal.SIGKILL)
             last = checkpoint.names(scratch.run("cut").checkpoints)[-1:]
             _child((*arguments[:3], 0), 0)
@@ -73,7 +71,6 @@ def verify(
 
 def _clear(scratch: Workdir) -> None:
     """Leaves nothing of an earlier proof, which may have been killed."""
-    scratch.data.unlink(missing_ok=True)
     shutil.rmtree(scratch.root / "runs", ignore_errors=True)
 
 
@@ -89,7 +86,7 @@ def _child(arguments: tuple[Any, ...], wanted: int) -> None:
         raise BigmodelError(f"a run ended with code {process.exitcode} instead of {wanted}")
 
 
-def _train(config: TrainConfig, options: dict[str, Any], root: Path, kill_after: int) -> None:
+def _train(config: TrainConfig, options: dict[str, Any], scratch: Workdir, kill_after: int) -> None:
     """Trains the run `cut`, until it kills itself (0: never). Ctrl-C is its parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -98,7 +95,7 @@ def _train(config: TrainConfig, options: dict[str, Any], root: Path, kill_after:
         if step == f"{kill_after:,}":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run(config, options, Workdir(root), "cut", Context(emit))
+    run(config, options, scratch, "cut", Context(emit))
 
 
 def _found(place: Run) -> dict[str, Any]:

@@ -796,7 +796,10 @@ def test_the_manifest_that_is_given_is_the_one_on_disk(tmp_path: Path) -> None:
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", documents(30))
-    with lock(tmp_path / "work" / "data"), pytest.raises(StoppedError, match="in use by process"):
+    with (
+        lock(tmp_path / "work" / "data", tmp_path / "work"),
+        pytest.raises(StoppedError, match="in use by process"),
+    ):
         prepare(tmp_path / "work", source, **ALL)
     prepare(tmp_path / "work", source, **ALL)
 
