@@ -82,6 +82,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known words, else all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    near = near or [name for name in names if _abbreviates(word, name)][:3]
     if near:
         return "did you mean " + " or ".join(f"`{name}`" for name in near) + "?"
     return "known: " + ", ".join(names)
+
+
+def _abbreviates(word: str, name: str) -> bool:
+    """Whether a word is a name's beginning, one of its parts, or their initials: `lr`."""
+    parts = name.replace("-", "_").split("_")
+    initials = "".join(part[:1] for part in parts)
+    return bool(word) and (name.startswith(word) or word in (*parts, initials))

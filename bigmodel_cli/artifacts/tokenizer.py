@@ -383,7 +383,9 @@ def bring(source: str) -> Tokenizer:
     try:
         return _finish(inner)
     except ValueError as error:
-        raise UsageError(f"--tokenizer `{source}` cannot be used: {error}", "give another") from None
+        raise UsageError(
+            f"--tokenizer `{source}` cannot be used: {error}", "give another"
+        ) from None
 
 
 def _finish(inner: Any) -> Tokenizer:

@@ -16,6 +16,7 @@ import typer
 from bigmodel_cli import __version__
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, status, train
+from bigmodel_cli.cli.advice import here, workdir
 from bigmodel_cli.cli.options import layout
 from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError, StopError
 from bigmodel_cli.events import Stop
@@ -46,7 +47,8 @@ def build() -> typer.Typer:
     """The Typer app with every command."""
     app = typer.Typer(
         name="bigmodel", help=layout(HELP), no_args_is_help=True,
-        rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
+        rich_markup_mode="rich", pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
 
     @app.callback()
@@ -104,7 +106,7 @@ def main() -> None:
         # what a library makes of a signal that it met in the middle of its import is no bug
         met = STOP.requested is not None and as_known(error) is None
         if met:
-            Workdir(_workdir()).keep_traceback(error)
+            Workdir(workdir()).keep_traceback(error)
         code = _show(STOP.error() if met else error, as_json)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -129,13 +131,13 @@ def _show(error: BaseException, as_json: bool) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(OTHERS_SECONDS)
     if known is None:
-        path = Workdir(_workdir()).keep_traceback(error)
+        path = Workdir(workdir()).keep_traceback(error)
         where = f"; the traceback is in `{path}`" if path else ""
         known = BigmodelError(
             f"this is a bug of ours: {type(error).__name__}: {error}{where}", "please report it"
         )
     with contextlib.suppress(OSError, ValueError):  # there may be nowhere left to say it
-        render.error(known.message, known.hint, known.code, as_json)
+        render.error(known.message, here(known.hint), known.code, as_json)
     return known.code
 
 
@@ -173,7 +175,7 @@ def as_known(error: BaseException) -> BigmodelError | StopError | None:
         from bigmodel_cli.artifacts.manifest import storage
 
         try:
-            with storage(Path(error.filename or _workdir())):
+            with storage(Path(error.filename or workdir())):
                 raise error
         except ResourceError as named:
             return named
@@ -183,16 +185,6 @@ def as_known(error: BaseException) -> BigmodelError | StopError | None:
                 f"{where}{error.strerror or error}", "check the disk, the paths and permissions"
             )
     return None
-
-
-def _workdir() -> Path:
-    arguments = sys.argv[1:]
-    for flag, value in zip(arguments, [*arguments[1:], ""]):
-        if flag in ("-w", "--workdir"):
-            return Path(value)
-        if flag.startswith("--workdir="):
-            return Path(flag.partition("=")[2])
-    return Path(os.environ.get("BIGMODEL_WORKDIR", "work"))
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
                 {"bundle": str(done.folder), "layout": done.layout, "up_to_date": done.fresh,
                  "receipt": done.receipt}
             )  # fmt: skip
-        else:
+        elif not common["quiet"]:
             show(done.folder, done.receipt, done.layout, done.fresh)
         if config.serve:
             from bigmodel_cli.deploy.predict import Predictor
@@ -71,22 +71,24 @@ def _need_server() -> None:
 def show(folder: Path, receipt: Mapping[str, Any], layout: str, fresh: bool) -> None:
     """The bundle and what its receipt proves."""
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{'up to date' if fresh else 'deployed'}: {folder} ({render.size(size)}, "
+    render.say(f"{'up to date' if fresh else 'deployed'}: {folder} ({render.size(size)}, "
           f"{receipt['checkpoint']}, layout {layout})")  # fmt: skip
     for loader in ("bigmodel", "transformers"):
         proof = receipt[loader]
         if proof["proof"] == "passed":
-            print(f"  {proof.get('loader', loader)}: largest logit difference "
+            render.say(f"  {proof.get('loader', loader)}: largest logit difference "
                   f"{proof['largest_logit_difference']:.1e}, {proof['greedy_identical']} of "
                   f"{proof['greedy_tokens']} greedy tokens the same")  # fmt: skip
         else:
-            print(f"  {loader}: {proof['proof']}")
+            render.say(f"  {loader}: {proof['proof']}")
     if "precision" in receipt:
         effect = receipt["precision"]
         from bigmodel_cli.evaluate.report import figure
 
         low, full = (figure(effect[name]) for name in (effect["name"], "fp32"))
-        print(f"  answers in {effect['name']}: {effect['metric']} {low}, in fp32 {full} (the first "
-              f"{effect['terms']:,} targets of the {receipt['split']} split)")  # fmt: skip
+        where = f"the first {effect['terms']:,} targets of the {receipt['split']} split"
+        render.say(
+            f"  answers in {effect['name']}: {effect['metric']} {low}, in fp32 {full} ({where})"
+        )
     if not receipt["evaluated"]:
-        print("  These weights were not evaluated; the model card says so.")
+        render.say("  These weights were not evaluated; the model card says so.")

@@ -46,16 +46,16 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if common["json_"]:
         render.document({**document, "up_to_date": done.fresh})
-    else:
-        print(title(document) + (" · up to date" if done.fresh else ""))
+    elif not common["quiet"]:
+        render.say(title(document) + (" · up to date" if done.fresh else ""))
         render.table(HEADER, rows(document))
         losing = next(iter(document["metrics"]))
         if rows(document)[0][-1] == "worse":
-            print(f"  The model loses to {document['baseline'][losing]['name']}: train it longer, "
-                  "make it larger, or ship the baseline.")  # fmt: skip
+            render.say(f"  The model loses to {document['baseline'][losing]['name']}: train it "
+                       "longer, make it larger, or ship the baseline.")  # fmt: skip
         for gate in document["gates"]:
-            print("  " + gate_text(gate))
-        print(f"  {place.run(run).report}")
+            render.say("  " + gate_text(gate))
+        render.say(f"  {place.run(run).report}")
     if summary:
         try:
             with open(summary, "a", encoding="utf-8") as file:

@@ -87,6 +87,7 @@ def annotation(key: Key) -> Any:
         typer.Option(
             flag, help=_escape(meta["help"]), metavar=metavar, show_default=shown,
             rich_help_panel=meta["panel"] or "Options",
+            autocompletion=(lambda: list(meta["choices"])) if meta["choices"] else None,
         ),
     ]  # fmt: skip
 

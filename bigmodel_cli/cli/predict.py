@@ -90,11 +90,10 @@ def _one(predictor: Any, prompt: str, defaults: Mapping[str, Any], as_json: bool
             if whole is not None:
                 render.document(whole)
         return
-    sys.stdout.write(predictor.task.echo(prompt))
+    render.answer(predictor.task.echo(prompt))
     for _, text, _ in predictor.answer([request]):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+        render.answer(text)
+    render.answer("\n")
 
 
 def _lines(handle: int, most: int) -> Iterator[list[bytes]]:

@@ -46,18 +46,18 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         done = prepare(config.build(PrepareConfig), said, Workdir(workdir), context)
     if common["json_"]:
         render.document({**done.manifest, "up_to_date": done.fresh})
-    else:
+    elif not common["quiet"]:
         show(done.manifest, done.fresh, workdir, time.monotonic() - began)
 
 
 def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path, seconds: float) -> None:
     """A summary of the data's manifest."""
     if fresh:
-        print(f"up to date: {workdir}/data ({manifest['fingerprint'][:12]})")
+        render.say(f"up to date: {workdir}/data ({manifest['fingerprint'][:12]})")
         return
     ledger = manifest["ledger"]
     unit = manifest["unit"]
-    print(f"prepared {workdir}/data in {seconds:.1f} s ({manifest['fingerprint'][:12]})")
+    render.say(f"prepared {workdir}/data in {seconds:.1f} s ({manifest['fingerprint'][:12]})")
     render.table(
         ["", unit, "bytes", manifest.get("measure", "tokens")],
         [
@@ -66,9 +66,9 @@ def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path, seconds: float
         ],
     )
     came, kept = ledger["in"], ledger["kept"]
-    print(f"  {came['rows']:,} rows came in, {kept['rows']:,} were kept")
+    render.say(f"  {came['rows']:,} rows came in, {kept['rows']:,} were kept")
     for kind in ("dropped", "removed"):
         for reason, entry in ledger[kind].items():
             what = "rows" if kind == "dropped" else "rows cleaned"
-            print(f"  {kind} {reason}: {entry['rows']:,} {what}, {entry['bytes']:,} bytes "
+            render.say(f"  {kind} {reason}: {entry['rows']:,} {what}, {entry['bytes']:,} bytes "
                   f"(first: {entry['where'][0]})")  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 from bigmodel_cli.events import Note, Progress
 
 LINE_SECONDS = 10.0
+ODD = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+BAR_WIDTH, WIDE = 24, 100  # columns of a progress bar, and of a terminal that has room for it
 
 
 class Screen:
@@ -80,9 +83,13 @@ class Screen:
         else:
             _line(f"{event.phase} {_amount(event)} {self._details(event)}".rstrip())
 
-    def _details(self, event: Progress) -> str:
+    def _details(self, event: Progress, room: int | None = None) -> str:
+        """What is beside the bar, in so many columns: the last field, the time left, stays."""
         if event.fields:
-            return "  ".join(f"{k} {v}" for k, v in event.fields.items())
+            parts = [f"{k} {v}" for k, v in event.fields.items()]
+            while room is not None and len("  ".join(parts)) > room and len(parts) > 1:
+                del parts[-2]
+            return "  ".join(parts)
         seconds = time.monotonic() - self._began
         done = event.done - self._first
         if event.unit != "B" or done <= 0 or seconds < 0.05:
@@ -99,16 +106,20 @@ class Screen:
             from rich.progress import Progress as Bars
 
             self._live = Bars(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=BAR_WIDTH),
                 TextColumn("{task.fields[details]}"), console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self._live.start()
+        width = self._live.console.width
+        bar = BAR_WIDTH if width >= WIDE else BAR_WIDTH // 2
+        self._live.columns[2].bar_width = bar
+        room = width - len(event.phase) - bar - 4  # the spinner, and the spaces between columns
         if self._task is None:
             for task in list(self._live.task_ids):
                 self._live.remove_task(task)
             self._task = self._live.add_task(event.phase, total=event.total, details="")
         self._live.update(
-            self._task, completed=event.done, total=event.total, details=self._details(event)
+            self._task, completed=event.done, total=event.total, details=self._details(event, room)
         )
 
 
@@ -129,6 +140,19 @@ def _line(text: str) -> None:
 def clean(text: str) -> str:
     """Text for a terminal: what would control it is escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """A line of data for a person, on stdout."""
+    print(clean(text))
+
+
+def answer(text: str) -> None:
+    """Text that a model writes: as it is, but for what would control a terminal."""
+    if sys.stdout.isatty():
+        text = "".join(c if c in "\n\t" else clean(c) for c in text)
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def error(message: str, hint: str, code: int, as_json: bool) -> None:
@@ -152,28 +176,31 @@ def document(content: Mapping[str, Any]) -> None:
 
 
 def json_line(content: Mapping[str, Any]) -> str:
-    """JSON on one line, readable where it can be: half of a surrogate pair has to be escaped."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        text = json.dumps(content, allow_nan=False)
-    return text + "\n"
+    """JSON on one line, readable where it can be."""
+    return _escaped(json.dumps(content, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
-def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """A titled list of names and values on stdout."""
-    width = max(len(name) for name, _ in rows)
-    print(title)
-    for name, value in rows:
-        print(f"  {name:<{width}}  {value}".rstrip())
+def _escaped(text: str) -> str:
+    """JSON in which what would control a terminal, or is half of a pair, is escaped."""
+    return ODD.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table on stdout: the first column to the left, the others to the right."""
-    widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        cells = [f"{row[0]:<{widths[0]}}"]
-        cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+    lines = [[clean(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(width_of(line[i]) for line in lines) for i in range(len(header))]
+    for first, *others in lines:
+        cells = [first + " " * (widths[0] - width_of(first))]
+        cells += [" " * (width - width_of(cell)) + cell
+                  for cell, width in zip(others, widths[1:], strict=True)]  # fmt: skip
         print("  " + "  ".join(cells).rstrip())
+
+
+def width_of(text: str) -> int:
+    """The columns of a terminal that a text takes: two for each Chinese character."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def config(stage: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
@@ -184,7 +211,7 @@ def config(stage: str, values: Mapping[str, Any], origins: Mapping[str, str]) ->
             print(f"# {name} is chosen at run time")
             continue
         text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
-        print(f"{name} = {text}  # {origins[name]}")
+        print(f"{name} = {_escaped(text)}  # {clean(origins[name])}")
 
 
 def size(count: float) -> str:

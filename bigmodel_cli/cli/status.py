@@ -13,8 +13,10 @@ from bigmodel_cli.artifacts import checkpoint, forms, manifest
 from bigmodel_cli.artifacts.bundle import RECEIPT
 from bigmodel_cli.artifacts.workdir import Run, Workdir
 from bigmodel_cli.cli import render
+from bigmodel_cli.cli.advice import here
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.errors import BigmodelError, UsageError
+from bigmodel_cli.tasks import task_class
 
 HELP = """Show every stage of the working directory: fresh, stale (and why), missing or corrupt.
 
@@ -44,13 +46,15 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     if common["json_"]:
         render.document({"workdir": str(workdir), "data": stages[0], "runs": runs})
         return
-    print(str(workdir))
+    render.say(str(workdir))
     lines = [["data", s["stage"], s["state"], s.get("detail", ""), _where(s)] for s in stages]
     for name, states in runs.items():
         lines += [[name, s["stage"], s["state"], s.get("detail", ""), _where(s)] for s in states]
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    lines = [[render.clean(cell) for cell in line] for line in lines]
+    widths = [max(render.width_of(line[i]) for line in lines) for i in range(5)]
     for line in lines:
-        print("  " + "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip())
+        cells = [cell + " " * (w - render.width_of(cell)) for cell, w in zip(line, widths)]
+        render.say("  " + "  ".join(cells).rstrip())
 
 
 def _where(state: Mapping[str, Any]) -> str:
@@ -80,7 +84,7 @@ def _guarded(state: Any, item: Run, place: Workdir) -> dict[str, Any]:
 def data_state(place: Workdir) -> dict[str, Any]:
     """The prepared data: complete by name and size, and still of its sources where these are."""
     if not place.manifest.exists():
-        return {"state": "missing", "detail": "bigmodel prepare SOURCE"}
+        return {"state": "missing", "detail": here("bigmodel prepare SOURCE")}
     try:
         document = place.read_data()
         from bigmodel_cli.prepare.inputs import source_changes
@@ -93,9 +97,10 @@ def data_state(place: Workdir) -> dict[str, Any]:
                 **_size(place.data),
             }
         changed = source_changes(place, document)
-        units = sum(part["units"] for part in document["splits"].values())
-        tokens = sum(part["tokens"] for part in document["splits"].values())
-        detail = f"{document['task']}, {units:,} {document['unit']}, {tokens:,} "
+        splits = {name: part for name, part in document["splits"].items() if part["units"]}
+        units = ", ".join(f"{part['units']:,} {name}" for name, part in splits.items())
+        tokens = sum(part["tokens"] for part in splits.values())
+        detail = f"{document['task']}, {document['unit']}: {units}; {tokens:,} "
         detail += document.get("measure", "tokens")
     except BigmodelError as error:
         return {"state": "corrupt", "detail": error.message}
@@ -121,10 +126,14 @@ def train_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not names:
         return {"state": "unfinished", "detail": "no checkpoint yet"}
     state = checkpoint.read_state(item.checkpoints / names[-1])
-    detail = f"step {state['step']:,}, {state['tokens']:,} tokens"
-    if state.get("validation"):
-        metric, value = next(iter(state["validation"].items()))
-        detail += f", validation {metric} {value:.4g}" if value is not None else ""
+    positions = task_class(known["task"]).positions
+    detail = f"step {state['step']:,}, {state['tokens']:,} {positions}"
+    best = checkpoint.read_best(item.checkpoints)["name"]
+    validation = checkpoint.read_state(item.checkpoints / best).get("validation")
+    if validation:
+        metric, value = next(iter(validation.items()))
+        shown = "–" if value is None else f"{value:.4g}"
+        detail += f"; best {best}: validation {metric} {shown}"
     stale = _data_is(known, place)
     kind = "stale" if stale else "fresh" if state.get("finished") else "unfinished"
     return {"state": kind, "detail": stale or detail, **_size(item.checkpoints)}
@@ -132,7 +141,7 @@ def train_state(item: Run, place: Workdir) -> dict[str, Any]:
 
 def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not item.evaluation.exists():
-        return {"state": "missing", "detail": "bigmodel evaluate"}
+        return {"state": "missing", "detail": here("bigmodel evaluate", item.name)}
     document = manifest.read_json(item.evaluation, "evaluation", "", forms.EVALUATION)
     metric, entry = next(iter(document["metrics"].items()))
     why = _data_is(item.read_config(), place)
@@ -153,7 +162,7 @@ def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
 
 def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not item.bundle.exists():
-        return {"state": "missing", "detail": "bigmodel deploy"}
+        return {"state": "missing", "detail": here("bigmodel deploy", item.name)}
     receipt = manifest.read_json(item.bundle / RECEIPT, "receipt", "", forms.RECEIPT)
     why = ""
     if receipt["weights"] not in _weights(item):

@@ -78,8 +78,8 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             proof = verify(built, options, place, context)
         if common["json_"]:
             render.document(proof)
-        else:
-            print(f"verified: killed after step {proof['killed_after']}, resumed from "
+        elif not common["quiet"]:
+            render.say(f"verified: killed after step {proof['killed_after']}, resumed from "
                   f"{proof['resumed_from']}, and after {proof['steps']} steps the same bytes "
                   f"({proof['sha256'][:12]}): " + ", ".join(proof["compared"])
                   + (", compiled" if proof["compiled"] else ""))  # fmt: skip
@@ -97,11 +97,13 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             }
         )  # fmt: skip
         return
+    if common["quiet"]:
+        return
     state = "up to date" if done.fresh else "trained"
-    print(f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, "
+    render.say(f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, "
           f"{done.tokens:,} {task.positions}, {done.seconds:.0f} s")  # fmt: skip
     if done.validation:
         figures = ", ".join(
             f"{name} {value:.4g}" for name, value in done.validation.items() if value is not None
         )
-        print(f"  best checkpoint {done.checkpoint}: validation {figures}")
+        render.say(f"  best checkpoint {done.checkpoint}: validation {figures}")

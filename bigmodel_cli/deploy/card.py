@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli import __version__
 from bigmodel_cli.models.qwen3 import ARCHITECTURE
 from bigmodel_cli.models.sizes import ModelConfig
 
+if TYPE_CHECKING:
+    from bigmodel_cli.tasks import Task
+
 
 def card(
-    name: str, config: ModelConfig, training: Mapping[str, Any], state: Mapping[str, Any],
-    data: Mapping[str, Any], evaluation: Mapping[str, Any] | None, receipt: Mapping[str, Any],
-    portable: bool,
+    name: str, task: Task, config: ModelConfig, training: Mapping[str, Any],
+    state: Mapping[str, Any], data: Mapping[str, Any], evaluation: Mapping[str, Any] | None,
+    receipt: Mapping[str, Any], portable: bool,
 ) -> str:  # fmt: skip
     """What the model is, what it learned from, how good it is, and what it is for."""
     options = training["options"]
-    tags = ["bigmodel", training["task"]]
+    tags = ["bigmodel", task.name]
     head = ["---", "tags:", *(f"- {tag}" for tag in tags)]
     if portable:
         head += ["library_name: transformers", "pipeline_tag: text-generation"]
-    lines = [*head, "---", "", f"# {name}", ""]
-    lines.append(
-        f"A {config.family} of {config.parameters:,} weights ({config.layers} layers, width "
-        f"{config.width}, context {config.shape.context}, {config.shape.vocabulary:,} tokens) for "
-        f"the task `{training['task']}`, objective `{options.get('objective', '–')}`, trained "
-        f"from scratch with bigmodel {__version__}."
-    )
-    lines += ["", "## Use", ""]
-    lines += ["```sh", f"bigmodel predict --bundle {name} '…'", "```", ""]
+    lines = [*head, "---", "", f"# {name}", "", _what(task, config, training), ""]
+    lines += ["## Use", "", "```sh", f"bigmodel predict --bundle {name} '…'", "```", ""]
     if portable:
         lines += [
             f"It loads in transformers as `{ARCHITECTURE}`, with no custom code:", "",
@@ -41,29 +39,27 @@ def card(
         ]  # fmt: skip
     else:
         lines += [
-            "Only bigmodel loads it: its form is no architecture that other engines know.",
+            "Only bigmodel loads it: other engines do not know its form.",
             "",
         ]
-    lines += [
-        "Intended for text like that which it learned from. It may repeat what its training data "
-        "say, true or not, and parts of them word for word. It was not tuned to be safe.",
-        "", "## Evaluation", "",
-    ]  # fmt: skip
+    lines += [f"Intended for {task.intended_use}", "", "## Evaluation", ""]
     if evaluation is None:
         lines += ["**Not evaluated**: run `bigmodel evaluate`, then `bigmodel deploy` again.", ""]
     else:
         lines += _evaluation(evaluation)
+    resolved = training["resolved"]
     lines += ["## Training", "", "| | |", "|---|---|"]
     lines += [
-        f"| {key} | {value} |"
+        f"| {key} | {_cell(value)} |"
         for key, value in {
             "updates": f"{state['step']:,}",
-            "tokens": f"{state['tokens']:,}",
+            task.positions: f"{state['tokens']:,}",
             "seconds": f"{state['elapsed']:,.0f}",
             "optimizer": options["optimizer"],
-            "learning rate": training["resolved"]["learning_rate"],
-            "batch": f"{training['resolved']['batch_size']} rows of {config.shape.context} tokens",
-            "precision": training["resolved"]["precision"],
+            "learning rate": resolved["learning_rate"],
+            "batch": f"{resolved['batch_size']} rows of at most {config.shape.context} "
+            f"{task.positions}",
+            "precision": resolved["precision"],
             "hardware": training["hardware"]["name"],
             "seed": options["seed"],
         }.items()
@@ -85,9 +81,9 @@ def card(
     ]
     lines.append(f"| kept | {ledger['kept']['rows']:,} | {ledger['kept']['bytes']:,} |")
     names = [item["name"] for item in data["recipe"]["inputs"]]
-    shown = ", ".join(f"`{n}`" for n in names[:10])
+    shown = ", ".join(map(code, names[:10]))
     lines += ["", f"Sources: {shown}" + (f" and {len(names) - 10:,} more" if names[10:] else "")]
-    lines += ["", "## Proof", "", f"Proof of export: {receipt['transformers']['proof']}.", ""]
+    lines += ["", "## Proof", "", *_proof(receipt), ""]
     if effect := receipt.get("precision"):
         low, full = (
             "–" if effect[name] is None else f"{effect[name]:.5g}"
@@ -101,6 +97,58 @@ def card(
         f"- weights `{receipt['weights']}`", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _what(task: Task, config: ModelConfig, training: Mapping[str, Any]) -> str:
+    """The model in a sentence: its family and size, what it reads, and where its weights began."""
+    shape, objective = config.shape, training["options"].get("objective")
+    if picture := shape.picture:
+        kind = "grey" if picture.channels == 1 else "coloured"
+        reads = f"{kind} images of {picture.size} × {picture.size} pixels"
+    else:
+        reads = f"at most {shape.context:,} {task.positions} at once, of {shape.vocabulary:,} kinds"
+    gives = f", one of {shape.classes:,} classes" if shape.classes else ""
+    start = "from scratch"
+    if training.get("origin"):
+        digest = str(training["options"].get("from_", ""))[:12]
+        start = f"from the weights of {code(str(training['origin']))} (`{digest}`)"
+    return (
+        f"A {config.family} of {config.parameters:,} weights ({config.layers} layers, width "
+        f"{config.width}) for the task `{task.name}`"
+        + (f", objective `{objective}`" if objective else "")
+        + f". It reads {reads}{gives}. Trained {start} with bigmodel {__version__}."
+    )
+
+
+def _proof(receipt: Mapping[str, Any]) -> list[str]:
+    """How the bundle was compared with the checkpoint, by each loader."""
+    lines = []
+    for loader in ("bigmodel", "transformers"):
+        proof = receipt[loader]
+        if "largest_logit_difference" not in proof:
+            lines.append(f"- {loader}: {proof['proof']}")
+            continue
+        lines.append(
+            f"- {proof.get('loader', loader)}, on {proof['texts']} rows of the {receipt['split']} "
+            f"split: largest logit difference from the checkpoint "
+            f"{proof['largest_logit_difference']:.1e}, {proof['greedy_identical']} of "
+            f"{proof['greedy_tokens']} most likely answers the same"
+        )
+    return lines
+
+
+def code(text: str) -> str:
+    """Any text as code in Markdown, whatever backticks and lines it has: a name is no markup."""
+    text = " ".join(text.split("\n"))
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if text[:1] in ("`", " ") or text[-1:] in ("`", " ") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of a table in Markdown."""
+    return escape(str(value)).replace("|", "\\|").replace("\n", " ").replace("`", "&#96;")
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:

@@ -162,7 +162,7 @@ def _build(
         "evaluated": evaluation is not None,
     }  # fmt: skip
     manifest.write_json(staging / RECEIPT, receipt)
-    text = card(name, shape, training, state, data, evaluation, receipt, portable)
+    text = card(name, task, shape, training, state, data, evaluation, receipt, portable)
     manifest.write_atomic(staging / CARD, text.encode())
     files = {p.name: manifest.file_info(p) for p in sorted(staging.iterdir()) if p.name != BUNDLE}
     manifest.write_json(

@@ -200,6 +200,7 @@ class Task(ABC):
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
     # those of `predict` that a request may set beside
     fields: ClassVar[tuple[str, ...]] = ()
+    intended_use: ClassVar[str] = "data like those that it learned from."  # of a bundle
     # whether requests may name files of this machine: only where its own user asks
     opens_files = False
 

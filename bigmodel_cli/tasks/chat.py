@@ -55,6 +55,10 @@ class Chat(TextTask):
     unit_name = "dialogues"
     kinds: ClassVar[Mapping[str, str]] = {"messages": "json"}
     field = "messages"
+    intended_use = (
+        "conversations of the kind that it learned from. Its replies may repeat what its training "
+        "data say, true or not, and parts of them word for word. It was not tuned to be safe."
+    )
     fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
     chat_template = CHATML
 

@@ -89,6 +89,10 @@ class ImageClassification(Classification):
     positions = "squares"
     kinds: ClassVar[Mapping[str, str]] = {"image": "file", "label": "value"}
     field = "image"
+    intended_use = (
+        "images of the kind that it learned from. It gives every image one of its labels, also one "
+        "that belongs to none of them; its probabilities mean little there."
+    )
 
     def __init__(
         self, options: Any, form: Form | None = None, labels: Sequence[str] = (),
@@ -246,8 +250,13 @@ class ImageClassification(Classification):
         try:
             form = Form(int(document["channels"]), int(document["size"]))
             mean, deviation = ([float(n) for n in document[k]] for k in ("mean", "deviation"))
-            if not (form.channels == len(mean) == len(deviation) and form.channels in (1, 3)
-                    and 4 <= form.size <= 1024 and math.isfinite(sum(mean)) and min(deviation) > 0):
+            if not (
+                form.channels == len(mean) == len(deviation)
+                and form.channels in (1, 3)
+                and 4 <= form.size <= 1024
+                and math.isfinite(sum(mean))
+                and min(deviation) > 0
+            ):
                 raise ValueError(document)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the codec `{folder}` is corrupt: {error!r}", "make it again"

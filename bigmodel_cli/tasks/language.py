@@ -54,6 +54,10 @@ class Language(TextTask):
     unit_name = "documents"
     documents = True
     field = "prompt"
+    intended_use = (
+        "text of the kind that it learned from. It may repeat what its training data say, true or "
+        "not, and parts of them word for word. It was not tuned to be safe."
+    )
     fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
 
     @property

@@ -73,6 +73,10 @@ class Recommendation(Task):
     defaults: ClassVar[Mapping[str, Any]] = {"cell": "gru", "dropout": 0.5}
     positions = "items"
     field = "history"
+    intended_use = (
+        "histories of the items that it learned from. It recommends what others had next, popular "
+        "items more than rare ones, and no item that came later."
+    )
     fields = ("k", "repeat")
 
     def __init__(self, options: Any, names: Sequence[str] = (), counts: Sequence[int] = ()) -> None:

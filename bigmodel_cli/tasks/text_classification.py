@@ -60,6 +60,10 @@ class TextClassification(TextTask, Classification):
     unit_name = "texts"
     kinds: ClassVar[Mapping[str, str]] = {"label": "value"}
     field = "text"
+    intended_use = (
+        "texts of the kind that it learned from. It gives every text one of its labels, also one "
+        "that belongs to none of them; its probabilities mean little there."
+    )
 
     def __init__(self, options: Any, tokenizer: Any = None, labels: Sequence[str] = ()) -> None:
         super().__init__(options, tokenizer)

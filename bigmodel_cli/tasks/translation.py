@@ -71,6 +71,10 @@ class Translation(TextTask):
     aligned = True
     defaults: ClassVar[Mapping[str, Any]] = {"dropout": 0.2}
     field = "source"
+    intended_use = (
+        "sentences of the kind and in the languages that it learned from. A translation may be "
+        "fluent and wrong; have somebody check what matters."
+    )
     fields = ("beam", "length_penalty")
 
     # prepare ---------------------------------------------------------------------------------

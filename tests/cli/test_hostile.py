@@ -1,11 +1,11 @@
 """Bundles and working directories that somebody made to do harm: their hashes are right, and what
-they hold is not what this program writes. Each ends with code 5 or 7, in bounded time and memory."""
+they hold is not what this program writes. Each ends with code 5 or 7, in bounded time and memory.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
