@@ -245,16 +245,27 @@ class TrainConfig:
 class EvaluateConfig:
     split: str = option("test", "The split to score.", choices=("train", "val", "test"))
     checkpoint: str = option("best", "best, last, or step-N.", metavar="NAME")
+    limit: int | None = option(
+        None,
+        "Score so many units, drawn by --seed, instead of the whole split. Figures of different "
+        "samples are not compared.",
+        minimum=1,
+        shown_default="all",
+    )
     require: tuple[str, ...] = option(
         (),
-        "Exit 3 unless it holds (repeatable): `bits_per_byte<=2.5`, `…<=baseline`, "
-        "`…<=previous*1.01`.",
+        "Exit 3 unless it holds (repeatable). `m<=2.5` compares the figure itself. `m<=baseline` "
+        "(the strongest one) and `m<=previous` fail only if the model is worse with 95 % "
+        "confidence: unclear passes. With a margin, `m<=previous+0.5%`, `+0.01` or `*1.005`, it "
+        "passes only if the model is worse by no more than that with 95 % confidence: unclear "
+        "fails. `m<previous`: only if it is better with 95 % confidence. `>=`, `>` likewise.",
         metavar="RULE",
         identity=False,
     )
     against: str = option(
         "",
-        "An earlier evaluation.json, for rules with `previous`.",
+        "An earlier evaluation.json, for rules with `previous`; with its evaluation.safetensors "
+        "beside it both are compared unit by unit.",
         metavar="FILE",
         identity=False,
         shown_default="",

@@ -86,7 +86,7 @@ EVALUATION = {
     "baselines": {ANY: {ANY: maybe(NUMBER)}},
     "gates": [{"rule": TEXT, "passed": FLAG, "value": maybe(NUMBER)}],
     "samples": [{"prompt": TEXT, "output": TEXT, "reference": TEXT}],
-    "environment": OBJECT,
+    "environment": OBJECT, "statistics?": FILE,
 }  # fmt: skip
 PROOF = {"proof": TEXT}
 RECEIPT = {

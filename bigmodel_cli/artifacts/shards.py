@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,50 @@ class Split:
         self.shards = list(shards)
         self.count = sum(info["examples"] for info in shards)
         self._first = np.cumsum([0] + [info["examples"] for info in shards])
+
+    @staticmethod
+    def of(columns: Mapping[str, NDArray[Any] | list[NDArray[Any]]], count: int) -> Split:
+        """Examples in memory, as one shard: a list holds a ragged field's values of each."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, column in columns.items():
+            if isinstance(column, list):
+                sizes = [len(part) for part in column]
+                arrays[f"{name}.offsets"] = np.append(0, np.cumsum(sizes, dtype=np.int64))
+                column = np.concatenate(column) if column else np.zeros(0, np.int64)
+            arrays[name] = column
+        split = Split(Path(), [])
+        split._maps, split.count, split._first = [arrays], count, np.array([0, count])
+        return split
+
+    @property
+    def _fields(self) -> dict[str, bool]:
+        """The fields' names, and whether they are ragged."""
+        names = self._maps[0] if self._maps else {}
+        return {n: f"{n}.offsets" in names for n in sorted(names) if not n.endswith(".offsets")}
+
+    def columns(self, units: NDArray[np.int64]) -> dict[str, NDArray[Any] | list[NDArray[Any]]]:
+        """Some examples, in this order, in the form of `of`."""
+        return {
+            name: [self.values(name, unit, unit + 1) for unit in units.tolist()]
+            if ragged
+            else self.column(name)[units]
+            for name, ragged in self._fields.items()
+        }
+
+    def take(self, units: NDArray[np.int64]) -> Split:
+        """Some examples, in this order, as a split of their own, in memory."""
+        return Split.of(self.columns(units), len(units))
+
+    def raw(self) -> Iterator[bytes]:
+        """All that each example holds."""
+        fields = self._fields
+        flat = {name: self.column(name) for name, ragged in fields.items() if not ragged}
+        for unit in range(len(self)):
+            parts = (
+                self.values(name, unit, unit + 1) if ragged else flat[name][unit : unit + 1]
+                for name, ragged in fields.items()
+            )  # fmt: skip
+            yield b"\0".join(part.tobytes() for part in parts)
 
     def __len__(self) -> int:
         return int(self.count)

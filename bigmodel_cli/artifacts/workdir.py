@@ -3,7 +3,8 @@
 work/
 ├── data/                        prepare: manifest.json, codec/, shards
 └── runs/<run>/                  train: config.json, codec/, log.jsonl, checkpoints/
-                                 evaluate: evaluation.json, report.html; deploy: bundle/
+                                 evaluate: evaluation.json, evaluation.safetensors, report.html
+                                 deploy: bundle/
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ class Run:
     @property
     def evaluation(self) -> Path:
         return self.folder / "evaluation.json"
+
+    @property
+    def statistics(self) -> Path:
+        """The statistics of single units that evaluation.json sums up."""
+        return self.folder / "evaluation.safetensors"
+
+    @property
+    def partial(self) -> Path:
+        """What a stopped evaluation continues from."""
+        return self.folder / "evaluation.partial.safetensors"
 
     @property
     def report(self) -> Path:

@@ -21,10 +21,14 @@ HELP = """Score a checkpoint beside the baselines; exit 3 if a --require does no
 
     bigmodel evaluate --require "bits_per_byte<=baseline"
 
-    bigmodel evaluate --against main.json --require "bits_per_byte<=previous*1.01" --json
+    bigmodel evaluate --against main.json --require "bits_per_byte<=previous+0.5%" --json
 
-Each figure comes with a 95 % interval, by bootstrap over documents. Writes evaluation.json and
-report.html to the run, and a table to the file that GITHUB_STEP_SUMMARY names."""
+Each figure comes with a 95 % interval, by bootstrap over units (documents, pairs, images …).
+Whether the model is better or worse than the strongest baseline, or an earlier model, is judged by
+the difference on the same units: worse if it is so with 95 % confidence, and so for better; else it
+is unclear. Writes evaluation.json, evaluation.safetensors (each unit's statistics; to compare with
+later, keep both, as main.json and main.safetensors) and report.html to the run, and a table to the
+file that GITHUB_STEP_SUMMARY names. A stopped evaluation continues where it was."""
 
 
 def register(app: typer.Typer) -> None:

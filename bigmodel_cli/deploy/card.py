@@ -154,13 +154,14 @@ def _cell(value: Any) -> str:
 def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     count = next(iter(evaluation["metrics"].values()))["n"]
     lines = [f"On the {evaluation['split']} split, {count:,} {evaluation['unit']}:", "",
-             "| metric | model | 95 % interval | strongest baseline |",
-             "|---|---:|---:|---:|"]  # fmt: skip
+             "| metric | model | 95 % interval | strongest baseline | model is |",
+             "|---|---:|---:|---:|---:|"]  # fmt: skip
     for metric, entry in evaluation["metrics"].items():
         base = evaluation["baseline"].get(metric)
         low, high = entry["low"], entry["high"]
         interval = "–" if low is None else f"{low:.4f} – {high:.4f}"
         value = "–" if entry["value"] is None else f"{entry['value']:.4f}"
         against = "–" if base is None else f"{base['value']:.4f} ({base['name']})"
-        lines.append(f"| {metric} | {value} | {interval} | {against} |")
+        verdict = "" if base is None else base.get("model_is", "")
+        lines.append(f"| {metric} | {value} | {interval} | {against} | {verdict} |")
     return [*lines, ""]

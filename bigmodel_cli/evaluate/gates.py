@@ -1,29 +1,47 @@
-"""Gates: `metric <= bound`, where the bound is a number, `baseline` or `previous`, also scaled."""
+"""Gates: `metric <= bound`, where the bound is a number, or the figure of the strongest `baseline`
+or of a `previous` evaluation, with a margin or without.
+
+A number is compared with the figure itself. A figure of the same units has noise of its own, so
+that its difference is judged, by its bounds of 95 % confidence:
+
+    <=  passes unless the figure is above the bound for certain: what is unclear passes
+    <=  with a margin: passes if the figure is for certain not above the bound: unclear fails
+    <   passes if the figure is below the bound for certain: unclear fails
+
+and `>=`, `>` likewise, whichever way the metric is better.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
+from bigmodel_cli.errors import UsageError, did_you_mean
 from bigmodel_cli.tasks import Metric
+
+if TYPE_CHECKING:
+    from bigmodel_cli.evaluate.compare import Figures
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 NUMBER = r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
 RULE = re.compile(
-    rf"\s*([\w@]+)\s*(<=|>=|<|>)\s*(?:(-?{NUMBER})|([A-Za-z_]+)\s*(?:\*\s*({NUMBER}))?)\s*"
+    rf"\s*([\w@]+)\s*(<=|>=|<|>)\s*"
+    rf"(?:(-?{NUMBER})|([A-Za-z_]+)\s*(?:([*+-])\s*({NUMBER})\s*(%?))?)\s*"
 )
+SOURCES = ("baseline", "previous")
+FORMS = "a rule is METRIC<=NUMBER, METRIC<=baseline or METRIC<=previous+0.5%"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`text` as the user wrote it. The bound is `number`, or `factor` times `source`'s figure."""
+    """`text` as the user wrote it. The bound is `number`, or `factor` times the figure of `source`
+    plus `shift`; margin: whether the user gave one of these."""
 
     text: str
     metric: str
@@ -31,6 +49,8 @@ class Rule:
     number: float | None
     source: str
     factor: float
+    shift: float
+    margin: bool
 
 
 def parse(texts: Sequence[str], metrics: Sequence[Metric], previous: bool) -> list[Rule]:
@@ -41,90 +61,75 @@ def parse(texts: Sequence[str], metrics: Sequence[Metric], previous: bool) -> li
         match = RULE.fullmatch(text)
         if not match:
             raise UsageError(
-                f"`--require {text}` is no rule",
-                f"for example: --require '{known[0]}<=2.5' or '{known[0]}<=baseline'",
+                f"`--require {text}` is not a rule",
+                f"{FORMS}; for example: --require '{known[0]}<=baseline'",
             )
-        metric, compare, number, source, factor = match.groups()
+        metric, compare, number, source, sign, size, percent = match.groups()
         if metric not in known:
             raise UsageError(
-                f"`--require {text}` names no metric of this task", did_you_mean(metric, known)
+                f"`--require {text}` names an unknown metric", did_you_mean(metric, known)
             )
-        if source and source not in ("baseline", "previous"):
+        if source and source not in SOURCES:
             raise UsageError(
-                f"`--require {text}`: `{source}` is no bound",
-                did_you_mean(source, ("baseline", "previous")),
+                f"`--require {text}`: `{source}` is not a bound", did_you_mean(source, SOURCES)
             )
+        if sign == "*" and percent:
+            raise UsageError(f"`--require {text}` is not a rule", f"write {source}*{size} without "
+                             f"%, or {source}+{size}%")  # fmt: skip
         if source == "previous" and not previous:
             raise UsageError(
-                f"`--require {text}` needs an earlier evaluation", "say --against evaluation.json"
+                f"`--require {text}` needs an earlier evaluation", "add --against evaluation.json"
             )
-        if not math.isfinite(float(number or 0)) or not math.isfinite(float(factor or 1)):
-            raise UsageError(f"`--require {text}` has a bound beyond all numbers")
+        margin = float(size or 0) * (-1 if sign == "-" else 1) / (100 if percent else 1)
+        if not math.isfinite(float(number or 0)) or not math.isfinite(margin):
+            raise UsageError(f"`--require {text}` has a bound that is not a finite number",
+                             "give a smaller number")  # fmt: skip
+        factor = margin if sign == "*" else 1 + margin if percent else 1.0
+        shift = 0.0 if sign == "*" or percent else margin
         rules.append(
-            Rule(text, metric, compare, float(number) if number else None, source or "",
-                 float(factor or 1))
+            Rule(text, metric, compare, float(number) if number else None, source or "", factor,
+                 shift, bool(sign))
         )  # fmt: skip
     return rules
 
 
-def judge(
-    rules: Sequence[Rule],
-    metrics: Sequence[Metric],
-    document: Mapping[str, Any],
-    previous: Mapping[str, Any] | None,
-) -> list[dict[str, Any]]:
-    """Each rule's verdict: rule, passed, value, bound, and by how much it is missed.
+def judge(rules: Sequence[Rule], figures: Figures) -> list[dict[str, Any]]:
+    """Each rule's verdict: rule, passed, value, bound, the difference of these (`low`, `high`: its
+    bounds of 95 % confidence each), and whether that was paired, unit by unit.
 
-    Raises UsageError when the earlier figure was measured by another protocol.
+    Raises UsageError when a figure of `previous` or `baseline` is missing, or of another protocol.
     """
-    verdicts = []
-    for rule in rules:
-        metric = next(m for m in metrics if m.name == rule.metric)
-        value = document["metrics"][rule.metric]["value"]
-        if rule.number is not None:
-            bound = rule.number
-        elif rule.source == "baseline":
-            entry = document["baseline"].get(rule.metric)
-            if entry is None:
-                raise UsageError(f"`{rule.text}`: no baseline gives `{rule.metric}`")
-            bound = entry["value"] * rule.factor
-        else:
-            assert previous is not None
-            bound = _earlier(metric, document, previous) * rule.factor
-        value = math.nan if value is None else value
+    return [_judge(rule, figures) for rule in rules]
+
+
+def _judge(rule: Rule, figures: Figures) -> dict[str, Any]:
+    from bigmodel_cli.evaluate.intervals import Difference
+
+    value = figures.value(rule.metric)
+    paired = False
+    if rule.number is not None:
+        bound = rule.number
+        found = Difference(value - bound, None, None)
         passed = COMPARE[rule.compare](value, bound)
-        verdicts.append(
-            {
-                "rule": rule.text,
-                "passed": passed,
-                "value": None if math.isnan(value) else value,
-                "bound": bound,
-                "missed_by": None if passed or math.isnan(value) else abs(value - bound),
-            }
-        )
-    return verdicts
+    else:
+        theirs = figures.other(rule.source, rule.metric)
+        bound = theirs.value * rule.factor + rule.shift
+        found, paired = figures.difference(rule.metric, theirs, rule.factor, rule.shift)
+        passed = _holds(rule, found)
+    known = not math.isnan(value)
+    return {
+        "rule": rule.text,
+        "passed": passed and known,
+        "value": value if known else None,
+        "bound": bound,
+        "difference": found.to_json() if known else None,
+        "paired": paired,
+    }
 
 
-def _earlier(metric: Metric, document: Mapping[str, Any], previous: Mapping[str, Any]) -> float:
-    try:
-        theirs, value = previous["protocol"], previous["metrics"][metric.name]["value"]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not isinstance(theirs, dict):
-            raise TypeError
-    except (KeyError, TypeError):
-        raise ArtifactError(
-            f"the earlier evaluation has no `{metric.name}`", "give another file to --against"
-        ) from None
-    ours = document["protocol"]
-    differing = [
-        f"{key}: {theirs.get(key)} → {ours.get(key)}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if key not in metric.ignores and ours.get(key) != theirs.get(key)
-    ]
-    if differing:
-        raise UsageError(
-            f"`{metric.name}` was measured otherwise before, so it cannot be compared: "
-            + "; ".join(differing),
-            "evaluate both on the same data in the same way",
-        )
-    return float(value)
+def _holds(rule: Rule, found: Any) -> bool:
+    """Whether a difference to another figure keeps a rule: see above."""
+    certain = rule.margin or len(rule.compare) == 1
+    upwards = rule.compare[0] == ">"
+    end = found.least if certain == upwards else found.most
+    return COMPARE[rule.compare](end, 0.0)

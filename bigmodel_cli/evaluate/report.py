@@ -40,20 +40,9 @@ def figure(value: float | None) -> str:
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
-def verdict(document: Mapping[str, Any], name: str) -> str:
-    """better, worse or unclear: whether the interval clears the strongest baseline."""
-    metric, baseline = document["metrics"][name], document["baseline"].get(name)
-    if baseline is None or metric["value"] is None:
-        return ""
-    sign = 1 if metric["higher_is_better"] else -1
-    low, high = metric["low"], metric["high"]
-    if low is not None and low <= baseline["value"] <= high:
-        return "unclear"
-    return "better" if sign * (metric["value"] - baseline["value"]) > 0 else "worse"
-
-
 def rows(document: Mapping[str, Any]) -> list[list[str]]:
-    """The table's cells: metric, value, interval, strongest baseline, verdict."""
+    """The table's cells: metric, value, interval, strongest baseline, and whether the model is
+    better or worse by the interval of the difference, or unclear."""
     found = []
     for name, metric in document["metrics"].items():
         baseline = document["baseline"].get(name)
@@ -63,7 +52,8 @@ def rows(document: Mapping[str, Any]) -> list[list[str]]:
             else "–"
         )
         against = f"{figure(baseline['value'])} ({baseline['name']})" if baseline else "–"
-        found.append([name, figure(metric["value"]), interval, against, verdict(document, name)])
+        verdict = baseline.get("model_is", "") if baseline else ""
+        found.append([name, figure(metric["value"]), interval, against, verdict])
     return found
 
 
@@ -72,10 +62,28 @@ HEADER = ["metric", "model", "95 % interval", "strongest baseline", "model is"]
 
 def gate_text(gate: Mapping[str, Any]) -> str:
     """One gate's verdict in words."""
-    if gate["passed"]:
-        return f"passed  {gate['rule']}  ({figure(gate['value'])})"
-    by = f", missed by {figure(gate['missed_by'])}" if gate["missed_by"] is not None else ""
-    return f"FAILED  {gate['rule']}  ({figure(gate['value'])} against {figure(gate['bound'])}{by})"
+    verdict = "passed" if gate["passed"] else "FAILED"
+    text = f"{verdict}  {gate['rule']}  ({figure(gate['value'])} against {figure(gate['bound'])}"
+    difference = gate["difference"]
+    if difference is None:
+        return text + ")"
+    text += f", difference {change(difference['value'])}"
+    if difference["low"] is not None:
+        text += f", with 95 % confidence above {change(difference['low'])}"
+        text += f" and below {change(difference['high'])}"
+        text += ", paired by unit" if gate["paired"] else ", not paired"
+    return text + ")"
+
+
+def change(value: float) -> str:
+    """A difference for a person: with its sign, and more places where it is small."""
+    return (
+        f"{value:+,.1f}"
+        if abs(value) >= 100
+        else f"{value:+.4g}"
+        if abs(value) < 0.01
+        else f"{value:+.4f}"
+    )
 
 
 def title(document: Mapping[str, Any]) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,16 @@ from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
-from bigmodel_cli.tasks import Metric, Predictions, Task, load_task
+from bigmodel_cli.tasks import Metric, Task, load_task
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from bigmodel_cli.artifacts.shards import Split
-    from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.artifacts.statistics import UnitStatistics
+    from bigmodel_cli.evaluate.compare import Earlier, Figures
+    from bigmodel_cli.evaluate.gates import Rule
 
 ROWS = 16
 CODEC_HINT = "train again: bigmodel train --restart"
@@ -56,22 +57,15 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
             f"the {config.split} split is empty", "prepare with --test 0.05, or choose --split val"
         )
     from bigmodel_cli.evaluate import gates
+    from bigmodel_cli.evaluate.compare import Figures
 
     manifest.check_files(place.codec, known["codec"], "codec", CODEC_HINT)
     task = load_task(place.codec, CODEC_HINT)
-    previous = None
-    if config.against:
-        previous = manifest.read_json(
-            Path(config.against),
-            "earlier evaluation",
-            "give --against an evaluation.json",
-            regular=False,
-        )
     metrics = (*task.answer_metrics(), *task.metrics())
-    rules = gates.parse(config.require, metrics, previous is not None)
+    rules = gates.parse(config.require, metrics, bool(config.against))
     with lock(place.folder, workdir.root):
         if place.read_config() != known:
-            raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
+            raise StoppedError(f"run `{name}` was restarted meanwhile", "run it again")
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
         recipe = {
             "stage": "evaluate",
@@ -80,82 +74,143 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
             "options": {k: v for k, v in identity(config).items() if k != "checkpoint"},
         }
         print_ = manifest.fingerprint(recipe)
-        document = _old(place, print_)
-        document = None if config.force else document
+        earlier = _earlier(config, rules, context)
+        document = None if config.force else _old(place, print_, context)
         fresh = document is not None
         shown = document["gates"] if document else None
+        own = None
         if document is None:
-            document = _score(config, task, path, known, data, workdir, context)
-            document |= {"fingerprint": print_, "weights": recipe["weights"]}
-        document["gates"] = gates.judge(rules, metrics, document, previous)
+            document, own = _score(config, task, path, known, data, print_, workdir, context)
+            document |= {"fingerprint": print_, "weights": recipe["weights"], "gates": []}
+        elif any(rule.source for rule in rules):
+            from bigmodel_cli.artifacts.statistics import UnitStatistics
+
+            own = UnitStatistics.read(place.statistics, document["statistics"])
+        figures = Figures(metrics, document)
+        if own is not None:
+            figures.resample(own, earlier, config.seed, _progress(context))
+        if own is not None and not fresh:
+            _complete(document, figures)
+            document["statistics"] = own.write(place.statistics)
+        document["gates"] = gates.judge(rules, figures)
         if shown != document["gates"] or not place.report.exists():
             from bigmodel_cli.evaluate.report import html
 
             manifest.write_atomic(place.report, html(document, data, place).encode())
-        manifest.write_json(place.evaluation, document)  # last: it says that both are there
+        manifest.write_json(place.evaluation, document)  # last: it says that all are there
+        place.partial.unlink(missing_ok=True)
     return Evaluated(document, fresh)
 
 
-def _old(place: Run, fingerprint: str) -> dict[str, Any] | None:
+def _earlier(config: EvaluateConfig, rules: Sequence[Rule], context: Context) -> Earlier | None:
+    """What rules with `previous` compare with."""
+    from bigmodel_cli.evaluate.compare import Earlier
+
+    if not config.against:
+        return None
+    earlier = Earlier.read(config.against)
+    if not any(rule.source == "previous" for rule in rules):
+        context.warn("--against is given, but no --require compares with `previous`")
+        return None
+    if earlier.statistics is None:
+        context.warn(
+            f"`{config.against}` {earlier.why}, so that it is not compared unit by unit: small "
+            "differences stay unclear; keep evaluation.safetensors beside evaluation.json, both "
+            "with one name"
+        )
+    return earlier
+
+
+def _old(place: Run, fingerprint: str, context: Context) -> dict[str, Any] | None:
+    """An evaluation of the same fingerprint, if it is whole."""
+    if not place.evaluation.exists():
+        return None
     try:
         document = manifest.read_json(place.evaluation, "evaluation", "", forms.EVALUATION)
+        document.pop("schema")
+        if document.get("fingerprint") != fingerprint:
+            return None
+        if not isinstance(document.get("statistics"), dict):
+            raise ArtifactError(f"`{place.evaluation}` has no statistics of single units")
+        manifest.check_file(place.statistics, document["statistics"], "evaluation's statistics", "")
     except FormatError:
         raise
-    except BigmodelError:
+    except BigmodelError as error:
+        context.warn(f"{error.message}; scoring again")
         return None
-    document.pop("schema")
-    return document if document.get("fingerprint") == fingerprint else None
+    return document
+
+
+def _progress(context: Context) -> Callable[[int], None]:
+    from bigmodel_cli.evaluate.intervals import REPLICATES
+
+    return lambda done: context.emit(Progress("bootstrap", done, REPLICATES, "draws"))
 
 
 def _score(
     config: EvaluateConfig, task: Task, path: Path, known: Mapping[str, Any],
-    data: Mapping[str, Any], workdir: Workdir, context: Context,
-) -> dict[str, Any]:  # fmt: skip
+    data: Mapping[str, Any], fingerprint: str, workdir: Workdir, context: Context,
+) -> tuple[dict[str, Any], UnitStatistics]:  # fmt: skip
+    """The evaluation without what draws give, and the statistics of its units."""
     context.emit(Progress("load", 0, None, ""))
     import numpy as np
     import torch
 
     from bigmodel_cli.artifacts.shards import Split
-    from bigmodel_cli.evaluate.intervals import bootstrap
-    from bigmodel_cli.models.device import autocast, set_up
+    from bigmodel_cli.artifacts.statistics import Partial, UnitStatistics, identify
+    from bigmodel_cli.evaluate.scoring import Scorer
+    from bigmodel_cli.models.device import set_up
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.models.sizes import ModelConfig
 
     device = set_up(config.device, config.threads)
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     model = build(ModelConfig.from_json(known["model"]), weights, str(path)).to(device)
-    split = Split(workdir.data, data["splits"][config.split]["shards"])
-    metrics = (*task.answer_metrics(), *task.metrics())
+    train, whole = (
+        Split(workdir.data, data["splits"][name]["shards"]) for name in ("train", config.split)
+    )
+    split, sample = _sample(config, task, whole)
     precision = known["resolved"]["precision"]  # what it was trained in
-    with autocast(device, precision):
-        rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
-        statistics, counts = _statistics(task, model, split, rows, context)
-    intervals = bootstrap(statistics, metrics, config.seed)
-    figures = _figures(metrics, statistics.sum(0), counts)
-    baselines: dict[str, dict[str, float | None]] = {}
-    train = Split(workdir.data, data["splits"]["train"]["shards"])
-    context.emit(Progress("baselines", 0, None, ""))
-    for name, predictions in task.baselines(train, split):
-        baselines[name] = _figures(metrics, predictions.statistics.sum(0), predictions.counts)
+    rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
+    environment = {
+        "bigmodel": __version__, "torch": torch.__version__, "numpy": np.__version__,
+        "python": platform.python_version(), "device": device.type, "precision": precision,
+    }  # fmt: skip
+    key = {"evaluation": fingerprint, "rows": rows, "threads": torch.get_num_threads()}
+    key_ = manifest.fingerprint({**key, **environment})
+    partial = Partial(workdir.run(known["run"]).partial, key_, len(split), len(task.statistics))
+    if why := partial.load():
+        context.warn(f"the stopped evaluation is not continued: {why}")
+    elif partial.done:
+        steps = ", ".join(f"{phase} {count:,}" for phase, count in partial.done.items())
+        context.note(f"continuing the evaluation that was stopped; steps done: {steps}")
+    Scorer(task, split, partial, context).run(model, train, rows, precision)
+    metrics = (*task.answer_metrics(), *task.metrics())
+    own = UnitStatistics(
+        identify(task.contents(split)), partial.model.statistics(),
+        {name: statistics for name, (statistics, _) in partial.baselines.items()},
+    )  # fmt: skip
+    values = _values(metrics, own.model.sums(), partial.counts)
+    baselines = {
+        name: _values(metrics, statistics.sums(), counts)
+        for name, (statistics, counts) in partial.baselines.items()
+    }
     samples = []
     if config.samples:
         context.emit(Progress("samples", 0, None, ""))
         samples = task.samples(model, split, config.samples, config.seed)
-    return {
+    document = {
         "task": task.name,
         "run": known["run"],
         "checkpoint": path.name,
         "split": config.split,
         "protocol": {
             "task": task.name, "split": config.split,
-            "data": data["splits"][config.split]["content"], **task.protocol(),
+            "data": data["splits"][config.split]["content"], **sample, **task.protocol(),
         },
         "metrics": {
             metric.name: {
-                "value": figures[metric.name],
-                "low": (intervals[metric.name] or (None, None))[0],
-                "high": (intervals[metric.name] or (None, None))[1],
-                "n": len(statistics),
+                "value": values[metric.name], "low": None, "high": None, "n": len(split),
                 "higher_is_better": metric.higher_is_better,
             }
             for metric in metrics
@@ -164,55 +219,38 @@ def _score(
         "measure": task.measure,
         "baseline": strongest(metrics, baselines),
         "baselines": baselines,
-        "tables": [dataclasses.asdict(t) for t in task.tables(statistics.sum(0), counts)],
+        "tables": [
+            dataclasses.asdict(t) for t in task.tables(own.model.sums(), partial.counts)
+        ],
         "data_fingerprint": data["fingerprint"],
         "samples": samples,
-        "environment": {
-            "bigmodel": __version__, "torch": torch.__version__, "numpy": np.__version__,
-            "python": platform.python_version(), "device": device.type,
-            "precision": precision,
-        },
+        "environment": environment,
     }  # fmt: skip
+    return document, own
 
 
-def _statistics(
-    task: Task, model: SequenceModel, split: Split, rows: int, context: Context
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.int64]]]:
-    """Each unit's statistics, summed over its predictions: (units, k); and the counts of all."""
-    import numpy as np
-    import torch
+def _sample(config: EvaluateConfig, task: Task, split: Split) -> tuple[Split, dict[str, str]]:
+    """The units to score, and what the protocol says of them if these are not all."""
+    from bigmodel_cli.tasks.packing import UNITS, generator
 
-    totals = np.zeros((len(split), len(task.statistics)))
-    counts: dict[str, NDArray[np.int64]] = {}
-    device = model.device
-
-    def scored() -> Iterator[Predictions]:
-        seen = np.zeros(len(split), bool)
-        for batch in task.scoring(split, rows):
-            with torch.inference_mode():
-                predictions = task.predict(model, batch.to(device))
-            yield predictions
-            seen[predictions.units] = True
-            context.emit(Progress("score", int(seen.sum()), len(split), task.unit_name))
-
-    def answered() -> Iterator[Predictions]:
-        done = 0
-        for predictions in task.answers(model, split):
-            yield predictions
-            done += len(predictions.units)
-            context.emit(Progress("answer", done, len(split), task.unit_name))
-
-    for predictions in itertools.chain(scored(), answered()):
-        for column in range(totals.shape[1]):
-            totals[:, column] += np.bincount(
-                predictions.units, predictions.statistics[:, column], minlength=len(split)
-            )
-        for name, count in predictions.counts.items():
-            counts[name] = counts[name] + count if name in counts else count
-    return totals, counts
+    if config.limit is None or config.limit >= len(split):
+        return split, {}
+    units = generator(UNITS, config.seed).permutation(len(split))[: config.limit]
+    units.sort()
+    told = f"{len(units):,} of {len(split):,} {task.unit_name}, drawn by --seed {config.seed}"
+    return task.sample(split, units), {"sample": told}
 
 
-def _figures(
+def _complete(document: dict[str, Any], figures: Figures) -> None:
+    """Adds what draws give: the metrics' intervals, and how the model compares with baselines."""
+    for metric in figures.metrics:
+        entry = document["metrics"][metric.name]
+        entry["low"], entry["high"] = figures.interval(metric.name)
+        if entry["value"] is not None and metric.name in document["baseline"]:
+            document["baseline"][metric.name] |= figures.against_baseline(metric)
+
+
+def _values(
     metrics: Sequence[Metric], sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, float | None]:
     values = {m.name: float(m.value(counts[m.of] if m.of else sums)) for m in metrics}

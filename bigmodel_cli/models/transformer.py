@@ -20,30 +20,35 @@ from bigmodel_cli.models.embed import RMSNorm, linear, rotary_angles
 from bigmodel_cli.models.sizes import LONGEST_PRODUCT, ModelConfig
 
 ROPE_THETA = 10_000.0
+SPARE = 16  # positions of a cache that are made at a time, once its slots were reordered
 
 
 @dataclass
 class Cache:
     """Keys and values of each slot so far: per layer (B, K, S, H); `lengths_B` positions hold.
-    even: that number, while it is the same for all slots."""
+    room: most positions that there may be. even: how many hold, while it is the same for all."""
 
     keys: list[Tensor]
     values: list[Tensor]
     lengths_B: Tensor
+    room: int
     even: int | None = 0
 
     def select(self, indices: Tensor) -> None:
-        """Keeps, repeats or reorders slots."""
+        """Keeps, repeats or reorders slots, with room for few more positions: what is copied often
+        has to be small."""
         self.lengths_B = self.lengths_B[indices]
         held = int(self.lengths_B.max()) if len(indices) else 0
+        size = min(self.room, held // SPARE * SPARE + SPARE)
+        self.keys = [k[:, :, :size].index_select(0, indices) for k in self.keys]
+        self.values = [v[:, :, :size].index_select(0, indices) for v in self.values]
 
-        def chosen(store_BKSH: Tensor) -> Tensor:
-            new = store_BKSH.new_zeros(len(indices), *store_BKSH.shape[1:])
-            new[:, :, :held] = store_BKSH[:, :, :held][indices]
-            return new
-
-        self.keys = [chosen(k) for k in self.keys]
-        self.values = [chosen(v) for v in self.values]
+    def make_room(self, end: int) -> None:
+        """For the first `end` positions."""
+        more = min(self.room, end + SPARE) - self.keys[0].shape[2]
+        if end > self.keys[0].shape[2]:
+            self.keys = [F.pad(k, (0, 0, 0, more)) for k in self.keys]
+            self.values = [F.pad(v, (0, 0, 0, more)) for v in self.values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +234,7 @@ class Transformer(nn.Module):
             empty[: config.layers],
             empty[config.layers :],
             torch.zeros(slots, dtype=torch.long, device=device),
+            room,
         )
 
     def _rotary(self, positions_BT: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,7 +244,6 @@ class Transformer(nn.Module):
     def extend(self, cache: Cache, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
         """Appends `lengths_B` positions to each slot (rows padded on the right)."""
         T = x_BTD.shape[1]
-        room = cache.keys[0].shape[2]
         prefix = self.config.shape.prefix and cache.even == 0
         new_T = torch.arange(T, device=x_BTD.device)
         mask = None
@@ -252,7 +257,8 @@ class Transformer(nn.Module):
             real_BT = new_T < lengths_B[:, None]
             slots = torch.arange(len(x_BTD), device=x_BTD.device)[:, None].expand_as(real_BT)
             put = (slots[real_BT], slice(None), positions_BT[real_BT])
-            places = Places(put, min(room, int(cache.lengths_B.max()) + T), real_BT)
+            places = Places(put, min(cache.room, int(cache.lengths_B.max()) + T), real_BT)
+        cache.make_room(places.end)
         if T > 1 or cache.even is None:
             keys_S = torch.arange(places.end, device=x_BTD.device)
             last_BT = lengths_B[:, None] - 1 if prefix else positions_BT

@@ -293,6 +293,15 @@ class Task(ABC):
 
     # evaluate --------------------------------------------------------------------------------
 
+    def contents(self, split: Split) -> Iterator[bytes]:
+        """What makes each unit of a split the same one in other data: what it says, where the
+        numbers in its example depend on a tokenizer or a catalogue."""
+        return split.raw()
+
+    def sample(self, split: Split, units: NDArray[np.int64]) -> Split:
+        """Some units of a split, in ascending order, to score instead of all of them."""
+        return split.take(units)
+
     @property
     @abstractmethod
     def statistics(self) -> tuple[str, ...]:

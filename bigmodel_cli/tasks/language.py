@@ -18,7 +18,9 @@ from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows,
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from bigmodel_cli.artifacts.ledger import Ledger
@@ -147,6 +149,21 @@ class Language(TextTask):
     @property
     def statistics(self) -> tuple[str, ...]:
         return ("nats", "tokens", "bytes", "correct")
+
+    def sample(self, split: Split, units: NDArray[np.int64]) -> Split:
+        """A part of a text whose part before it was not drawn begins as a document does, so that
+        each of its tokens is scored."""
+        import numpy as np
+
+        from bigmodel_cli.artifacts.shards import Split
+
+        columns = split.columns(units)
+        start, tokens = columns["start"], columns["tokens"]
+        assert isinstance(tokens, list)
+        alone = (start == 0) & (np.diff(units, prepend=-2) != 1)
+        for place in np.flatnonzero(alone).tolist():
+            tokens[place] = np.insert(tokens[place], 0, self.tokenizer.endoftext)
+        return Split.of({**columns, "start": np.where(alone, 1, start)}, len(units))
 
     def metrics(self) -> Sequence[Metric]:
         import math

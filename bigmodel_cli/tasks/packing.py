@@ -25,7 +25,7 @@ IGNORED = -100  # a target that is no loss term
 MASKED_SHARE = 0.15
 BLOCK = 4096  # sequences that are put together
 # first keys of streams that must not be the same
-ORDER, MASKS, SAMPLES, BASELINE, AUGMENT = range(5)
+ORDER, MASKS, SAMPLES, BASELINE, AUGMENT, UNITS = range(6)
 
 
 def generator(*key: int) -> np.random.Generator:

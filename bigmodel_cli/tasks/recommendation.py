@@ -8,6 +8,7 @@ items, M targets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -235,6 +236,12 @@ class Recommendation(Task):
         from bigmodel_cli.tasks.ranking import STATISTICS
 
         return STATISTICS
+
+    def contents(self, split: Split) -> Iterator[bytes]:
+        for unit in range(len(split)):
+            fields = (split.values(name, unit, unit + 1).tolist() for name in ("before", "items"))
+            named = [[self.names[item] for item in items] for items in fields]
+            yield json.dumps(named).encode()
 
     def metrics(self) -> Sequence[Metric]:
         from bigmodel_cli.tasks.ranking import metrics

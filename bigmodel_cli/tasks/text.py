@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bigmodel_cli.artifacts.ledger import Ledger
+    from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.artifacts.tokenizer import Tokenizer
 
 SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
@@ -130,6 +131,11 @@ class TextTask(Task):
             size = len(self.tokenizer.decode(ids[rest].tolist()).encode())
             ledger.cut("truncated", size, f"a text of {counts[text]:,} tokens")
         return ids[kept], np.minimum(counts, most)
+
+    def contents(self, split: Split) -> Iterator[bytes]:
+        for unit in range(len(split)):
+            tokens = split.values("tokens", unit, unit + 1).tolist()
+            yield self.tokenizer.decode(tokens).encode()
 
     def remarks(self) -> list[str]:
         remarks = [f"{self._slow}; tokenizers encoded, which is slower"] if self._slow else []

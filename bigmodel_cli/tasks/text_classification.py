@@ -212,6 +212,10 @@ class TextClassification(TextTask, Classification):
             "tokenization": self.tokenizer.signature,
         }  # fmt: skip
 
+    def contents(self, split: Split) -> Iterator[bytes]:
+        for text, label in zip(super().contents(split), split.column("label").tolist()):
+            yield text + b"\0" + self.labels[label].encode()
+
     def _text(self, split: Split, unit: int) -> str:
         return self.tokenizer.decode(split.values("tokens", unit, unit + 1).tolist())
 

@@ -266,6 +266,10 @@ class Translation(TextTask):
     def _text(self, split: Split, name: str, unit: int) -> str:
         return split.values(name, unit, unit + 1).tobytes().decode()
 
+    def contents(self, split: Split) -> Iterator[bytes]:
+        for unit in range(len(split)):
+            yield b"\0".join(split.values(name, unit, unit + 1).tobytes() for name in USUAL)
+
     def judge(self, split: Split, units: NDArray[np.int64], answers: Sequence[str]) -> Predictions:
         """The statistics of some units' translations."""
         import numpy as np

@@ -79,7 +79,8 @@ def run(
 
 def _clear(place: Run) -> None:
     with manifest.storage(place.folder):
-        for path in (place.config, place.log, place.evaluation, place.report):
+        for path in (place.config, place.log, place.evaluation, place.statistics, place.partial,
+                     place.report):  # fmt: skip
             path.unlink(missing_ok=True)
         for folder in (place.checkpoints, place.bundle, place.codec):
             if folder.exists():
