@@ -82,14 +82,29 @@ CHATML = (
     .replace("TOOLS_0", json.dumps(TOOLS[0]))
     .replace("TOOLS_1", json.dumps(TOOLS[1]))
 )
-SPECIAL, BETWEEN = -2, -1  # pieces of a rendered dialogue that are no message's content
+# pieces of a rendered dialogue: the content of a message, or what is around it
+CONTENT, SPECIAL, BETWEEN = -3, -2, -1
 
 
 @functools.cache
-def _template(source: str) -> Any:
+def _rendered(
+    template: str, specials: tuple[str, ...], role: str = "", prompt: bool = False
+) -> list[tuple[str, int]]:
+    """A dialogue of one message of that role, or none, as pieces; see `render`."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    mark = f"\ue000{secrets.token_hex(16)}\ue001"  # whatever the content, it is put there later
+    messages = [{"role": role, "content": mark}] if role else []
+    whole = environment.from_string(template).render(
+        messages=messages, add_generation_prompt=prompt
+    )
+    pieces: list[tuple[str, int]] = []
+    for place, piece in enumerate(re.split("(" + "|".join(map(re.escape, specials)) + ")", whole)):
+        before, found, after = piece.partition(mark)
+        kind = SPECIAL if place % 2 else BETWEEN
+        pieces += [(before, kind), (found, CONTENT), (after, kind)]
+    return [piece for piece in pieces if piece[0]]
 
 
 def render(
@@ -99,19 +114,15 @@ def render(
     for a special token of the template's and BETWEEN for its other text. Contents that spell
     special tokens are none: they come to their places when the tokens are cut out already.
     """
-    marks = [f"\ue000{secrets.token_hex(16)}\ue001" for _ in found]
-    hidden = [{"role": m["role"], "content": mark} for m, mark in zip(found, marks, strict=True)]
-    whole = _template(template).render(messages=hidden, add_generation_prompt=prompt)
-    cut = re.split("(" + "|".join(map(re.escape, specials)) + ")", whole)
-    numbers = {mark: number for number, mark in enumerate(marks)}
-    pieces: list[tuple[str, int]] = []
-    for place, piece in enumerate(cut):
-        if place % 2:
-            pieces.append((piece, SPECIAL))
-            continue
-        for text in re.split("(\ue000[0-9a-f]{32}\ue001)", piece):
-            number = numbers.get(text, BETWEEN)
-            pieces.append((text if number < 0 else found[number]["content"], number))
+    known = tuple(specials)
+    head = _rendered(template, known)
+    pieces = [*head]
+    for number, message in enumerate(found):
+        content = (message["content"], number)
+        around = _rendered(template, known, message["role"])[len(head) :]
+        pieces += [content if piece[1] == CONTENT else piece for piece in around]
+    if prompt:
+        pieces += _rendered(template, known, prompt=True)[len(head) :]
     return [piece for piece in pieces if piece[0]]
 
 

@@ -317,10 +317,50 @@ def test_the_bundle_answers_with_its_chat_template(empty: Cli) -> None:
     for prompt, talk in ((False, TALK), (True, TALK[:4])):
         ids = theirs.apply_chat_template(talk, add_generation_prompt=prompt, return_dict=True)
         assert list(ids["input_ids"]) == ours._encode([talk], prompt=prompt)[0][0]
+    for talk, tools in with_tools():
+        ids = theirs.apply_chat_template(
+            talk, tools=tools, add_generation_prompt=True, return_dict=True
+        )
+        assert list(ids["input_ids"]) == ours.request({"messages": talk, "tools": tools}).prompt[0]
     config = json.loads((bundle / "generation_config.json").read_bytes())
     assert theirs.convert_ids_to_tokens(config["eos_token_id"]) == ["<|im_end|>", "<|endoftext|>"]
-    line = json.dumps({"messages": TALK[:2], "max_tokens": 3}).encode()
-    answer = json.loads(empty.works("predict", stdin=line).out)
-    assert answer["message"]["role"] == "assistant"
-    assert answer["finish_reason"] in ("stop", "length")
+    long = [*TALK[1:3] * 200, TALK[1]]
+    asked = [{"messages": said} for said in (TALK[:2], " ", "\U0001f600" * 600, long)]
+    stdin = "".join(json.dumps({**request, "max_tokens": 3}) + "\n" for request in asked).encode()
+    result = empty("predict", stdin=stdin)
+    assert result.code == 4
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert {*answers[0]} == {"message", "finish_reason"}
+    assert answers[0]["message"]["role"] == "assistant"
+    assert answers[0]["finish_reason"] in ("stop", "length")
+    assert answers[1]["error"]["message"] == "`messages[0]` is blank"
+    assert "the model reads 1,024" in answers[2]["error"]["message"]
+    assert answers[3]["truncated"] % 2 == 0
+    assert 200 < answers[3]["truncated"] < 400
     assert empty.works("predict", "Hello there", "--max-tokens", "3").out.endswith("\n")
+
+
+def with_tools() -> list[tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]:
+    """Messages of all kinds of OpenAI's, with the tools that there are."""
+    about = {"name": "天气", "description": "<b>&'\" of a city", "parameters": {"type": "object"}}
+    tool = {"type": "function", "function": about}
+    system, user = TALK[0], {"role": "user", "content": " 北京？\n"}
+    developer = {"role": "developer", "content": "Be kind."}
+    parts = {"role": "user", "content": [{"type": "text", "text": "a "},
+                                         {"type": "text", "text": "b "}]}  # fmt: skip
+    call = {"id": "1", "type": "function",
+            "function": {"name": "天气", "arguments": {"city": "北京", "days": 2}}}  # fmt: skip
+    texts = [{"function": {"name": "f", "arguments": text}} for text in ('{"a":1}', "")]
+    result = {"role": "tool", "tool_call_id": "1", "content": " 20 "}
+    calls = {"role": "assistant", "content": None, "tool_calls": [call]}
+    old = [{"role": "assistant", "content": "", "function_call": texts[0]["function"]},
+           {"role": "function", "name": "f", "content": "{}"}]  # fmt: skip
+    return [
+        ([user], None), ([user], []), ([user], [tool]), ([user], [about, tool]),
+        ([system, user], [tool]), ([developer, user], [tool]), ([developer, user], None),
+        ([{"role": "system", "content": " "}, user], None),
+        ([{"role": "system", "content": ""}, user], [tool]), ([parts], None),
+        ([user, calls, result, result], [tool]), ([user, calls, result, user], [tool]),
+        ([user, {**calls, "content": "Well. ", "tool_calls": [call, *texts]}, result], [tool]),
+        ([user, *old, TALK[2], user], None),
+    ]  # fmt: skip

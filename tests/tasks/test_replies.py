@@ -10,6 +10,7 @@ import pytest
 import torch
 from sacrebleu.metrics import CHRF
 
+from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sequence import SequenceModel
@@ -18,7 +19,7 @@ from bigmodel_cli.tasks import load_task, replies
 from bigmodel_cli.tasks.chat import Chat
 from bigmodel_cli.tasks.chat_template import calls_in
 from tests.conftest import Cli
-from tests.stages import evaluate, prepare, train
+from tests.stages import prepare
 from tests.tasks.test_chat import TALK, rows, shown, task, train_split
 from tests.tasks.test_dialogues import CALL, OPENAI, USED, WEATHER
 
@@ -182,13 +183,11 @@ def test_every_turn_is_scored_of_the_model_and_of_the_baselines(
                 {"role": "assistant", "content": f"The last answer is {number}."}]  # fmt: skip
         return {"messages": [{**TALK[1], "content": f"Hello {number}"}, TALK[2], *more]}
 
+    work = tmp_path / "w"
     for name, numbers in (("train", range(8)), ("test", range(8, 11))):
         rows(tmp_path, [one(number) for number in numbers], f"{name}.jsonl")
-    work = tmp_path / "w"
     prepare(work, tmp_path / "train.jsonl", val="0", test=str(tmp_path / "test.jsonl"),
             tokenizer="bytes", context=256)  # fmt: skip
-    train(work, width=16, layers=1, steps=1)
-
     made: Any = load_task(Workdir(work).codec, "")
 
     def write(_model: Any, _tokenizer: Any, prompts: Any, *_: Any) -> Any:
@@ -199,19 +198,25 @@ def test_every_turn_is_scored_of_the_model_and_of_the_baselines(
             yield index, last, "stop", last
 
     monkeypatch.setattr("bigmodel_cli.tasks.requests.write", write)
-    document = evaluate(work, samples=0).document
-    references = [m for number in range(8, 11) for m in ("Hi!", f"The last answer is {number}.")]
+    shards = Workdir(work).read_data()["splits"]["test"]["shards"]
+    split = Split(Workdir(work).data, shards)
+    (metric,) = made.answer_metrics()
 
-    def chrf(answers: list[str]) -> float:
-        return float(CHRF().corpus_score(answers, [references]).score)
+    def chrf(predictions: Any) -> float:
+        assert {*predictions.units.tolist()} == {0, 1, 2}
+        return float(metric.value(predictions.statistics.sum(0)))
 
+    def expected(answers: list[str]) -> Any:
+        said = [m for number in range(8, 11) for m in ("Hi!", f"The last answer is {number}.")]
+        return pytest.approx(CHRF().corpus_score(answers, [said]).score)
+
+    (found,) = made.answers(None, split)
     right = [m for number in range(8, 11) for m in ("wrong", f"The last answer is {number}.")]
-    assert document["metrics"]["chrf"]["value"] == pytest.approx(chrf(right))
-    assert document["metrics"]["chrf"]["n"] == 3
-    assert document["tables"][0]["rows"] == [["answered", "6"], ["of which cut to fit", "0"]]
-    common = document["baselines"]["most_common_reply"]["chrf"]
-    assert common == pytest.approx(chrf(["Hi!"] * 6))
-    assert document["baselines"]["nearest_prompt"]["chrf"] > common
+    assert chrf(found) == expected(right)
+    assert found.counts["asked"].tolist() == [6, 0]
+    baselines = dict(made.baselines(train_split(work), split))
+    assert chrf(baselines["most_common_reply"]) == expected(["Hi!"] * 6)
+    assert chrf(baselines["nearest_prompt"]) > chrf(baselines["most_common_reply"])
 
 
 def test_the_nearest_prompt_is_found_in_scripts_without_spaces() -> None:
@@ -259,23 +264,3 @@ def test_predict_gives_the_figure_of_evaluate_in_chinese(empty: Cli) -> None:
     assert document["metrics"]["chrf"]["value"] == pytest.approx(served)
     assert served > 30  # which is something that one of no training does not reach
     assert document["tables"][0]["rows"][0] == ["answered", "20"]
-
-
-def test_bad_lines_are_answered_in_their_places(empty: Cli) -> None:
-    rows(empty.cwd, [{"messages": TALK}], "talks.jsonl")
-    empty.works("prepare", "talks.jsonl", "--val", "0", "--test", "0", "--context", "128",
-                "--tokenizer", "bytes")  # fmt: skip
-    empty.works("train", "--model", "rnn", "--steps", "1", "--width", "16", "--layers", "1")
-    empty.works("deploy")
-    asked = [{"messages": " "}, {"messages": TALK[:2], "max_tokens": 1},
-             {"messages": "x" * 200}, {"messages": talk(4), "max_tokens": 1}]  # fmt: skip
-    stdin = "".join(json.dumps(request) + "\n" for request in asked).encode()
-    found = empty("predict", stdin=stdin)
-    assert found.code == 4
-    answers = [json.loads(line) for line in found.out.splitlines()]
-    assert answers[0]["error"]["code"] == 4
-    assert "truncated" not in answers[1]
-    assert "220 tokens" in answers[2]["error"]["message"]
-    assert "reads 128" in answers[2]["error"]["message"]
-    assert answers[3]["truncated"] == 6
-    assert set(answers[3]) == {"message", "finish_reason", "truncated"}
