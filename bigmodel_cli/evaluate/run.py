@@ -193,11 +193,11 @@ def _statistics(
             context.emit(Progress("score", int(seen.sum()), len(split), task.unit_name))
 
     def answered() -> Iterator[Predictions]:
-        seen = np.zeros(len(split), bool)
+        done = 0
         for predictions in task.answers(model, split):
             yield predictions
-            seen[predictions.units] = True
-            context.emit(Progress("answer", int(seen.sum()), len(split), task.unit_name))
+            done += len(predictions.units)
+            context.emit(Progress("answer", done, len(split), task.unit_name))
 
     for predictions in itertools.chain(scored(), answered()):
         for column in range(totals.shape[1]):

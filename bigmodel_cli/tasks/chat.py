@@ -56,7 +56,7 @@ class Chat(TextTask):
     unit_name = "dialogues"
     kinds: ClassVar[Mapping[str, str]] = dict.fromkeys(("messages", "history", "tools"), "json")
     field = "messages"
-    fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+    fields = ("tools", "max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
     chat_template = CHATML
 
     def _special(self, text: str) -> int:

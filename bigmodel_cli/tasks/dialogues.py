@@ -24,6 +24,7 @@ OPENAI = {
 ROLES = OPENAI | {
     "human": "user", "customer": "user", "prompter": "user", "gpt": "assistant",
     "bot": "assistant", "agent": "assistant", "model": "assistant", "chatbot": "assistant",
+    "ai": "assistant",
     "observation": "tool", "function_response": "tool", "tool_response": "tool", "ipython": "tool",
     "function_call": "call", "tool_call": "call",
 }  # fmt: skip
@@ -45,6 +46,7 @@ MASKED = ("mask", "masked")
 NO, YES = (False, 0, "false", "0", "no"), (True, 1, "true", "1", "yes")
 MOST_MESSAGES = 4096
 EXAMPLE = 'for example {"messages": [{"role": "user", "content": "…"}]}'
+TOOLS_EXAMPLE = 'for example {"tools": [{"type": "function", "function": {"name": "weather"}}]}'
 
 
 class Malformed(Exception):  # noqa: N818 (never seen by a person as it is)
@@ -169,7 +171,7 @@ def _message(given: Any, roles: Mapping[str, str]) -> Message:
         raise Malformed("must be an object")
     role, content = (
         next((given[name] for name in names if given.get(name) is not None), None)
-        for names in (("role", "from"), ("content", "value"))
+        for names in (("role", "from"), ("content", "value", "text"))
     )
     if not isinstance(role, str):
         raise Malformed("has no `role`")
@@ -195,11 +197,15 @@ def _message(given: Any, roles: Mapping[str, str]) -> Message:
             content = content.removeprefix(RESULT[0]).removesuffix(RESULT[1])
         content = RESULT[0] + content + RESULT[1]
     message: Message = {"role": kind, "content": "\n".join([content] * bool(content) + calls)}
+    _check_surrogates(message["content"])
+    return message
+
+
+def _check_surrogates(text: str) -> None:
     try:
-        message["content"].encode()
+        text.encode()
     except UnicodeEncodeError:
         raise Malformed("holds half of a surrogate pair") from None
-    return message
 
 
 def _marked(given: Any) -> Message:
@@ -267,6 +273,7 @@ def _tools(given: Any) -> list[str]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Malformed("holds a tool that has no function with a `name`")
         texts.append("\n" + json_text(whole))
+    _check_surrogates("".join(texts))
     return texts
 
 
@@ -314,11 +321,9 @@ def requested(document: Mapping[str, Any]) -> list[Message]:
                 raise Malformed("is blank")
         where = "`tools`"
         tools = _tools(document.get("tools"))
-        "".join(tools).encode()
-    except UnicodeEncodeError:
-        raise DataError("`tools` holds half of a surrogate pair") from None
     except Malformed as error:
-        raise DataError(f"{where} {error.said}", EXAMPLE) from None
+        example = TOOLS_EXAMPLE if where == "`tools`" else EXAMPLE
+        raise DataError(f"{where} {error.said}", example) from None
     tidy = plain(found, tools)
     if not tidy or tidy[-1]["role"] == "assistant":
         raise DataError("the last message is the assistant's: there is nothing to answer", EXAMPLE)
@@ -339,6 +344,7 @@ def units(batch: Rows, ledger: Ledger) -> Units | None:
 
     names = [name for name in batch.table.schema.names if name not in ("follows", "ends", "row")]
     kept: list[str] = []
+    keys: list[str] = []  # what is said, whoever learns from it
     sizes: list[int] = []
     places: list[int] = []
     for place, row in enumerate(batch.table.select(names).to_pylist()):
@@ -351,12 +357,12 @@ def units(batch: Rows, ledger: Ledger) -> Units | None:
         said = min(size(found), whole)
         if said < whole:  # JSON around it, space, a turn without reply
             ledger.remove("markup", whole - said, batch.where(place))
-        kept.append(json.dumps(found, ensure_ascii=False))
+        kept.append(json_text(found))
+        keys.append(json_text([{n: m[n] for n in ("role", "content")} for m in found]))
         sizes.append(said)
         places.append(place)
     if not kept:
         return None
-    column = pa.array(kept, pa.large_string())
-    table = pa.RecordBatch.from_arrays([column], names=["messages"])
-    return Units(table, column, np.array(sizes, np.int64), batch.split,
+    table = pa.RecordBatch.from_arrays([pa.array(kept, pa.large_string())], names=["messages"])
+    return Units(table, pa.array(keys, pa.large_string()), np.array(sizes, np.int64), batch.split,
                  lambda unit: batch.where(places[unit]))  # fmt: skip

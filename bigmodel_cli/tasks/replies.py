@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 MOST = 50_000  # replies of training that are searched
 BATCH = 256  # prompts looked up at a time
-# Thai, Lao, Burmese, Khmer, kana and Chinese characters
-SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-WORD = f"[{SPACELESS}]|[^\\s{SPACELESS}]+"
 
 
 def unigram(
@@ -57,14 +54,13 @@ def most_common(known: Sequence[tuple[str, str]]) -> str:
 
 
 def nearest(known: Sequence[tuple[str, str]], prompts: Sequence[str]) -> Iterator[str]:
-    """The reply to the most similar prompt (cosine of TF-IDF over words and their pairs; of scripts
-    without spaces, over characters)."""
+    """The reply to the most similar prompt (cosine of TF-IDF over words and their pairs)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if not known:
         yield from ("" for _ in prompts)
         return
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=WORD)
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\S+")
     table = words.fit_transform(before for before, _ in known)
     for first in range(0, len(prompts), BATCH):
         similar = words.transform(prompts[first : first + BATCH]) @ table.T

@@ -158,6 +158,14 @@ def test_turns_marked_not_to_be_learned_have_no_loss_but_are_read(
     assert made._asked(split) == [(0, 4)]
 
 
+def test_a_dialogue_is_the_same_one_whatever_is_learned_of_it(tmp_path: Path) -> None:
+    """What is held out is not learned from."""
+    talks = [TALK, [*TALK[:2], {**TALK[2], "weight": 0}, *TALK[3:]]]
+    source = rows(tmp_path, [{"messages": talk} for talk in talks])
+    made = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest
+    assert made["ledger"]["dropped"]["duplicate_exact"]["rows"] == 1
+
+
 def test_a_dialogue_of_which_nothing_is_learned_is_counted_and_so_is_an_odd_mark(
     tmp_path: Path,
 ) -> None:
@@ -199,9 +207,16 @@ def test_dialogues_in_json_texts_are_read_from_every_file(tmp_path: Path, ending
     assert read(tmp_path, path) == chatml([{"role": "system", "content": "说中文。"}, USER, REPLY])
 
 
-@pytest.mark.parametrize("talk", ['[{"role": "user", "content": "\\ud800"}]', "[" * 100_000, "[{"])
-def test_json_texts_that_hold_no_dialogue_are_counted(tmp_path: Path, talk: str) -> None:
-    pa.parquet.write_table(pa.table({"messages": [json.dumps(TALK), talk]}), tmp_path / "t.parquet")
+@pytest.mark.parametrize(
+    ("talk", "tools"),
+    [('[{"role": "user", "content": "\\ud800"}]', None), ("[" * 100_000, None), ("[{", None),
+     (json.dumps([USER, REPLY]), '[{"name": "\\ud800"}]')],
+)  # fmt: skip
+def test_json_texts_that_hold_no_dialogue_are_counted(
+    tmp_path: Path, talk: str, tools: str | None
+) -> None:
+    table = pa.table({"messages": [json.dumps(TALK), talk], "tools": [None, tools]})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
     made = prepare(tmp_path / "w", tmp_path / "t.parquet", val="0", test="0", tokenizer="bytes")
     assert made.manifest["ledger"]["dropped"]["malformed"]["rows"] == 1
 
