@@ -60,7 +60,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         predictor = Predictor(folder, config.device, config.threads, config.precision)
         predictor.task.opens_files = True  # whoever asks here may read them anyway
         values = {n: list(v) if isinstance(v, tuple) else v for n, v in resolved.values.items()}
-        defaults = {name: values[name] for name in predictor.task.fields}
+        defaults = {name: values[name] for name in predictor.task.fields if name in values}
         for name in resolved.said(keys(PredictConfig)):
             if name in FIELDS and name not in predictor.task.fields:
                 raise UsageError(f"--{name.replace('_', '-')} means nothing to the task "

@@ -47,7 +47,7 @@ def _as_text(value: Any, kind: str) -> str | None:
     if value is None or (kind in ("text", "path") and isinstance(value, str)):
         return value
     if kind == "json":
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(_plain(value), ensure_ascii=False)
     if kind == "value":
         if isinstance(value, bool):
             return str(value).lower()
@@ -56,6 +56,15 @@ def _as_text(value: Any, kind: str) -> str | None:
         if isinstance(value, str):
             return value
     raise ValueError
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON's whose whole numbers are whole again: json writes a `_Number` as a float."""
+    if isinstance(value, _Number):
+        return int(value.text) if value.text.lstrip("-").isdigit() else float(value)
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def _as_file(value: Any, folder: Path) -> bytes | None:

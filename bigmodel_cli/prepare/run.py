@@ -309,6 +309,9 @@ def _check(
             "check the source, --column" + "".join(limits),
         )
     _check_loss(config, ledger)
+    came, lost = ledger["in"]["rows"], ledger["in"]["rows"] - ledger["kept"]["rows"]
+    if 2 * lost >= came:
+        context.warn(f"{lost:,} of {came:,} rows were dropped: {_reasons(ledger)}")
     what = task.unit_name
     for split, count in units.items():
         wanted = split == "train" or shares.get(split) or split in named

@@ -198,7 +198,7 @@ class Task(ABC):
     aligned: ClassVar[bool] = False  # or whether such files are columns, line by line
     defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
-    # those of `predict` that a request may set beside
+    # what a request may hold beside: options of `predict`, and what has none
     fields: ClassVar[tuple[str, ...]] = ()
     intended_use: ClassVar[str] = "data like those that it learned from."  # of a bundle
     # whether requests may name files of this machine: only where its own user asks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
-from bigmodel_cli.tasks.dialogues import CHATML, decoded, latest, requested
+from bigmodel_cli.tasks.chat_template import CHATML, END, START, has_loss
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
-    from bigmodel_cli.tasks.dialogues import Message
+    from bigmodel_cli.tasks.chat_template import Message
     from bigmodel_cli.tasks.overlap import Overlap
     from bigmodel_cli.tasks.packing import WholePlan
 
-START, END = "<|im_start|>", "<|im_end|>"
 MOST_TOKENS = 256  # of a reply that is judged
+SAMPLE_TOKENS = 128  # of one that is shown
 TOGETHER = 16  # replies written at a time, to be judged
 
 
@@ -53,13 +54,13 @@ class Chat(TextTask):
     name = "chat"
     Options = ChatOptions
     unit_name = "dialogues"
-    kinds: ClassVar[Mapping[str, str]] = {"messages": "json"}
+    kinds: ClassVar[Mapping[str, str]] = dict.fromkeys(("messages", "history", "tools"), "json")
     field = "messages"
     intended_use = (
         "conversations of the kind that it learned from. Its replies may repeat what its training "
         "data say, true or not, and parts of them word for word. It was not tuned to be safe."
     )
-    fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+    fields = ("tools", "max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
     chat_template = CHATML
 
     def _special(self, text: str) -> int:
@@ -79,7 +80,7 @@ class Chat(TextTask):
         from bigmodel_cli.tasks import dialogues
 
         del names
-        return bool(dialogues.columns(columns))
+        return dialogues.complete(dialogues.columns(columns, {}))
 
     def columns(
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
@@ -91,10 +92,8 @@ class Chat(TextTask):
                 shown = ", ".join(f"`{c}`" for c in found)
                 raise DataError(f"{where} has no column `{column}`", f"it has {shown}; see "
                                 f"--column {name}=NAME")  # fmt: skip
-        if {"messages"} <= {*wanted} or {"prompt", "response"} <= {*wanted}:
-            return dict(wanted)
-        chosen = dialogues.columns(found)
-        if not chosen:
+        chosen = dialogues.columns(found, wanted)
+        if not dialogues.complete(chosen):
             shown = ", ".join(f"`{c}`" for c in found) or "none"
             raise DataError(
                 f"{where} has no column of messages, nor of prompts with their replies",
@@ -123,15 +122,15 @@ class Chat(TextTask):
 
     def _encode(self, found: Sequence[Sequence[Message]], prompt: bool = False
                 ) -> list[tuple[list[int], list[int]]]:  # fmt: skip
-        from bigmodel_cli.tasks import dialogues
+        from bigmodel_cli.tasks import chat_template
 
-        return list(dialogues.encode(found, self.chat_template, self.tokenizer, END, prompt=prompt))
+        return list(chat_template.encode(found, self.chat_template, self.tokenizer, prompt))
 
     def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         import numpy as np
 
         from bigmodel_cli.artifacts.shards import Columns
-        from bigmodel_cli.tasks import dialogues
+        from bigmodel_cli.tasks import dialogues, turns
 
         found = self._messages(units)
         encoded = self._encode(found)
@@ -140,22 +139,21 @@ class Chat(TextTask):
             if len(tokens) <= most:
                 continue
             before, count = dialogues.size(found[place]), len(tokens)
-            found[place] = dialogues.shorten(found[place], self._encode, self.tokenizer, most)
+            found[place] = turns.shorten(found[place], self._encode, self.tokenizer, most)
             cut = before - dialogues.size(found[place])
             if cut:
                 ledger.cut("truncated", cut, f"a dialogue of {count:,} tokens")
             (encoded[place],) = self._encode([found[place]])
         lengths = np.array([len(tokens) for tokens, _ in encoded], np.int64)
         whole = [token for tokens, _ in encoded for token in tokens]
-        learned = [owner >= 0 for _, owners in encoded for owner in owners]
+        marked = [owner >= 0 for _, owners in encoded for owner in owners]
         replies = [
-            sum(len(m["content"].encode()) for m in dialogue if m["role"] == "assistant")
-            for dialogue in found
+            sum(len(m["content"].encode()) for m in dialogue if has_loss(m)) for dialogue in found
         ]
         return Columns(
             len(found),
             {"tokens": np.array(whole, self.tokenizer.dtype),
-             "learned": np.array(learned, np.uint8), "bytes": np.array(replies, np.int64)},
+             "learned": np.array(marked, np.uint8), "bytes": np.array(replies, np.int64)},
             {"tokens": lengths, "learned": lengths},
         )  # fmt: skip
 
@@ -247,14 +245,15 @@ class Chat(TextTask):
         statistics[:, :4] = np.stack(columns, 1)
         return Predictions(batch.extra["units"], statistics)
 
-    def _asked(self, split: Split) -> tuple[NDArray[np.int64], list[list[Message]], list[str]]:
-        """The units that end with a reply, what precedes it, and the reply."""
-        import numpy as np
-
-        found = [(unit, self._dialogue(split, unit)) for unit in range(len(split))]
-        found = [(unit, d) for unit, d in found if len(d) > 1 and d[-1]["role"] == "assistant"]
-        units = np.array([unit for unit, _ in found], np.int64)
-        return units, [d[:-1] for _, d in found], [d[-1]["content"] for _, d in found]
+    def _asked(self, split: Split) -> list[tuple[int, int]]:
+        """The assistant's turns that are learned, those with least before them first: the unit,
+        and the message's place in it."""
+        found: list[tuple[int, int, int]] = []
+        for unit in range(len(split)):
+            messages, parts = self._dialogue(split, unit)
+            before = [0, *itertools.accumulate(len(part) for part in parts)]
+            found += [(before[i], unit, i) for i, m in enumerate(messages) if i and has_loss(m)]
+        return [(unit, place) for _, unit, place in sorted(found)]
 
     def judge(
         self, units: NDArray[np.int64], replies: Sequence[str], references: Sequence[str]
@@ -270,19 +269,20 @@ class Chat(TextTask):
     def answers(self, model: SequenceModel, split: Split) -> Iterator[Predictions]:
         import numpy as np
 
-        from bigmodel_cli.tasks.requests import write
-
-        units, prompts, references = self._asked(split)
-        order = sorted(range(len(units)), key=lambda i: sum(len(m["content"]) for m in prompts[i]))
-        for first in range(0, len(order), TOGETHER):
-            part = order[first : first + TOGETHER]
-            requests = [Request(prompts[i], MOST_TOKENS) for i in part]
-            given, cut = zip(*map(self._fitted, requests), strict=True)
-            written = write(model, self.tokenizer, given, requests, self.ends)
-            replies = {i: whole for i, _, reason, whole in written if reason}
-            found = self.judge(units[part], [replies[i] for i in range(len(part))],
-                               [references[i] for i in part])  # fmt: skip
-            yield dataclasses.replace(found, counts={"asked": np.array([len(part), sum(cut)])})
+        asked = self._asked(split)
+        for first in range(0, len(asked), TOGETHER):
+            part = asked[first : first + TOGETHER]
+            requests, references = [], []
+            for unit, place in part:
+                found, parts = self._dialogue(split, unit)
+                requests.append(self._fitted(Request(None, MOST_TOKENS), found[:place], parts))
+                references.append(found[place]["content"])
+            replies = [""] * len(part)
+            for index, text, _ in self.answer(model, requests):
+                replies[index] += text
+            judged = self.judge(np.array([unit for unit, _ in part]), replies, references)
+            cut = sum(request.prompt[1] > 0 for request in requests)
+            yield dataclasses.replace(judged, counts={"asked": np.array([len(part), cut])})
 
     def tables(
         self, sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
@@ -290,14 +290,17 @@ class Chat(TextTask):
         del sums
         names, found = ("answered", "of which cut to fit"), counts.get("asked", ())
         rows: list[list[str | float]] = [[n, f"{c:,}"] for n, c in zip(names, found, strict=False)]
-        return [Table("Replies", ["dialogues", "count"], rows)] if rows else []
+        return [Table("Replies", ["turns", "count"], rows)] if rows else []
 
     def protocol(self) -> dict[str, Any]:
+        from bigmodel_cli.tasks.turns import room
+
         return {
             "window": self.options.context, "tokenization": self.tokenizer.signature,
             "scored": "the assistant's turns, each with its end", "template": "ChatML",
-            "replies": f"greedy, to each dialogue's last turn, at most {MOST_TOKENS} tokens; what "
-            f"is before it loses its oldest turns beyond {self._room(MOST_TOKENS)} tokens",
+            "replies": "greedy, for each of the assistant's turns after what was said before it, "
+            f"at most {MOST_TOKENS} tokens; what is before it loses its oldest turns beyond "
+            f"{room(self.options.context, MOST_TOKENS)} tokens",
             self._chrf.name: self._chrf.signature,
             "bytes": "UTF-8 bytes of the replies",
         }  # fmt: skip
@@ -305,97 +308,102 @@ class Chat(TextTask):
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import numpy as np
 
-        from bigmodel_cli.tasks.ngram import Unigram
+        from bigmodel_cli.tasks import replies
         from bigmodel_cli.tasks.packing import BASELINE, generator
-        from bigmodel_cli.tasks.replies import MOST, exchanges, most_common, nearest
 
-        replies = [
-            np.concatenate([tokens[:1], tokens[1:][learned[1:] > 0]])
-            for tokens, learned in (self._unit(train, unit) for unit in range(len(train)))
-        ]
-        model = Unigram(replies, self.tokenizer.size)
         statistics = np.zeros((len(split), len(self.statistics)))
-        for unit in range(len(split)):
-            tokens, learned = self._unit(split, unit)
-            told = tokens[1:][learned[1:] > 0]
-            if len(told):
-                sequence = np.concatenate([tokens[:1], told]).astype(np.int64)
-                right = model.most_likely(sequence) == told
-                statistics[unit, :4] = (-model.log_probabilities(sequence).sum(), len(told),
-                                    split.column("bytes")[unit], right.sum())  # fmt: skip
+        known = (self._unit(train, unit) for unit in range(len(train)))
+        scored = (self._unit(split, unit) for unit in range(len(split)))
+        statistics[:, [0, 1, 3]] = replies.unigram(known, scored, self.tokenizer.size)
+        statistics[:, 2] = split.column("bytes")
         yield "unigram", Predictions(np.arange(len(split)), statistics)
-        units, prompts, references = self._asked(split)
-        chosen = generator(BASELINE, 0).permutation(len(train))[:MOST].tolist()
-        known = exchanges([self._dialogue(train, unit) for unit in chosen])
-        common = [most_common(known)] * len(units)
+        chosen = generator(BASELINE, 0).permutation(len(train))[: replies.MOST].tolist()
+        before = replies.exchanges([self._dialogue(train, unit)[0] for unit in chosen])
+        found = [(unit, *exchange) for unit in range(len(split))
+                 for exchange in replies.exchanges([self._dialogue(split, unit)[0]])]  # fmt: skip
+        units = np.array([unit for unit, *_ in found], np.int64)
+        asked, references = [asked for _, asked, _ in found], [reply for *_, reply in found]
+        common = [replies.most_common(before)] * len(found)
         yield "most_common_reply", self.judge(units, common, references)
-        near = list(nearest(known, [prompt[-1]["content"] for prompt in prompts]))
+        near = list(replies.nearest(before, asked))
         yield "nearest_prompt", self.judge(units, near, references)
 
     @staticmethod
     def _unit(split: Split, unit: int) -> tuple[NDArray[Any], NDArray[Any]]:
         return split.values("tokens", unit, unit + 1), split.values("learned", unit, unit + 1)
 
-    def _dialogue(self, split: Split, unit: int) -> list[Message]:
-        tokens = self._unit(split, unit)[0].tolist()
-        return decoded(tokens, self.tokenizer, self.used_specials(), self._special(END))
+    def _dialogue(self, split: Split, unit: int) -> tuple[list[Message], list[list[int]]]:
+        """A unit's messages, and the tokens of each."""
+        from bigmodel_cli.tasks.chat_template import decoded
+
+        tokens, marked = (values.tolist() for values in self._unit(split, unit))
+        return decoded(tokens, marked, self.tokenizer, self._special(START), self._special(END))
 
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
         from bigmodel_cli.tasks.packing import SAMPLES, generator
 
-        found = []
+        shown = []
         for unit in generator(SAMPLES, seed).permutation(len(split))[:count].tolist():
-            dialogue = self._dialogue(split, unit)
-            while dialogue and dialogue[-1]["role"] != "assistant":
-                dialogue.pop()
-            if len(dialogue) < 2:
+            found, parts = self._dialogue(split, unit)
+            place = max((i for i, m in enumerate(found) if i and has_loss(m)), default=0)
+            if not place:
                 continue
-            request = self.request({"messages": dialogue[:-1], "max_tokens": 128})
-            outputs = [last for *_, last in self.answer(model, [request]) if last]
-            shown = "\n".join(f"{m['role']}: {m['content']}" for m in dialogue[:-1])[-2000:]
-            found.append({"prompt": shown + "\n", "output": outputs[0]["message"]["content"],
-                          "reference": dialogue[-1]["content"][:999]})  # fmt: skip
-        return found
+            request = self._fitted(Request(None, SAMPLE_TOKENS), found[:place], parts)
+            output = "".join(text for _, text, _ in self.answer(model, [request]))
+            before = "\n".join(f"{m['role']}: {m['content']}" for m in found[:place])[-2000:]
+            shown.append({"prompt": before + "\n", "output": output,
+                          "reference": found[place]["content"][:999]})  # fmt: skip
+        return shown
 
     def proof(self, split: Split, count: int) -> Proof:
         import torch
 
-        units = range(min(count, len(split)))
-        found = [dialogue for unit in units if (dialogue := self._dialogue(split, unit))]
+        found = [self._dialogue(split, unit)[0] for unit in range(min(count, len(split)))]
         tokens = [tokens[: self.options.context] for tokens, _ in self._encode(found)]
         return Proof([{"tokens_BT": torch.tensor([part])} for part in tokens], list(found))
 
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
+        from bigmodel_cli.tasks.dialogues import requested
         from bigmodel_cli.tasks.requests import generation
 
-        return generation(document, requested(document.get("messages")))
+        found = requested(document)
+        parts = [tokens[1:] for tokens, _ in self._encode([[message] for message in found])]
+        return self._fitted(generation(document, None), found, parts)
 
-    def _room(self, written: int) -> int:
-        """Tokens of a dialogue that an answer of so many leaves room for: half at least."""
-        shape = self.shape()
-        return max(1, shape.context - min(written, shape.context // 2))
+    def _fitted(
+        self, request: Request, found: Sequence[Message], parts: Sequence[list[int]]
+    ) -> Request:
+        """A request whose prompt is (tokens, messages left out); its answer ends where the context
+        does. Raises DataError where even the last message is too long."""
+        from bigmodel_cli.tasks.turns import fitted
 
-    def _fitted(self, request: Request) -> tuple[list[int], bool]:
-        """A dialogue as tokens, and whether it was cut to leave room for its answer: as in
-        training, the oldest turns go."""
-        room = self._room(request.max_tokens)
-        ((tokens, _),) = self._encode([request.prompt], prompt=True)
-        if cut := len(tokens) > room:
-            found = latest(request.prompt, self.tokenizer, room)
-            ((tokens, _),) = self._encode([found], prompt=True)
-        return tokens, cut
+        context = self.options.context
+        ((header, _),) = self._encode([[]], prompt=True)
+        prompt = fitted(found, parts, header, context, request.max_tokens)
+        most = min(request.max_tokens, context + 1 - len(prompt[0]))
+        return dataclasses.replace(request, prompt=prompt, max_tokens=most)
 
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        from bigmodel_cli.tasks.chat_template import calls_in
         from bigmodel_cli.tasks.requests import write
 
-        prompts = [self._fitted(request)[0] for request in requests]
+        prompts = [request.prompt[0] for request in requests]
         written = write(model, self.tokenizer, prompts, requests, self.ends)
         for index, text, reason, whole in written:
-            message = {"role": "assistant", "content": whole}
-            yield index, text, {"message": message, "finish_reason": reason} if reason else None
+            if not reason:
+                yield index, text, None
+                continue
+            said, calls = calls_in(whole)
+            message: Message = {"role": "assistant", "content": whole}
+            if calls:
+                message |= {"content": said or None, "tool_calls": calls}
+            last = {"message": message, "finish_reason": reason}
+            if cut := requests[index].prompt[1]:
+                last["truncated"] = cut
+            yield index, text, last

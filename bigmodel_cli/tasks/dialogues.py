@@ -1,95 +1,219 @@
-"""Dialogues: the forms in which people keep them, as one; and as text that a model reads.
+"""Dialogues: the forms in which people keep and request them, as one.
 
-A message is {"role": system | user | assistant, "content": text}.
+Tools are a part of what is said, in Qwen's form: the list of them at the end of the system's
+message, calls in the assistant's, results in one of the user's.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.errors import DataError
+from bigmodel_cli.tasks.chat_template import CALL, RESULT, TOOLS, Message, has_loss
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
-    from bigmodel_cli.artifacts.tokenizer import Tokenizer
     from bigmodel_cli.tasks import Rows, Units
 
-Message = dict[str, str]
-
-ROLES = {
-    "system": "system", "user": "user", "human": "user", "customer": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "agent": "assistant",
-    "model": "assistant", "chatbot": "assistant",
+OPENAI = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+    "tool": "tool", "function": "tool",
 }  # fmt: skip
-LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-PROMPTS = ("prompt", "question", "query")
-REPLIES = ("response", "completion", "answer", "reply")
-# ChatML; <|endoftext|> comes first, as before every text that the model learned from
-CHATML = (
-    "<|endoftext|>{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+ROLES = OPENAI | {
+    "human": "user", "customer": "user", "prompter": "user", "gpt": "assistant",
+    "bot": "assistant", "agent": "assistant", "model": "assistant", "chatbot": "assistant",
+    "ai": "assistant",
+    "observation": "tool", "function_response": "tool", "tool_response": "tool", "ipython": "tool",
+    "function_call": "call", "tool_call": "call",
+}  # fmt: skip
+# what a column may be named: the first that is there is read
+MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog")
+PROMPTS = ("instruction", "prompt", "question", "query")
+REPLIES = ("output", "response", "completion", "answer", "reply")
+BESIDE = {
+    "system": ("system", "system_prompt", "system_message"),
+    "tools": ("tools", "functions"),
+}
+BEFORE = {"input": ("input", "context"), "history": ("history",)}  # of prompts alone
+# of a message: a false value of these, or a true one of those, means that it has no loss
+LEARNED = (
+    "weight", "train", "training", "train_on_turn", "trainable", "learn", "loss", "loss_mask",
+    "loss_weight", "loss_scale",
+)  # fmt: skip
+MASKED = ("mask", "masked")
+NO, YES = (False, 0, "false", "0", "no"), (True, 1, "true", "1", "yes")
 MOST_MESSAGES = 4096
-FRAME = 4  # tokens around a message, at least
-SPECIAL, BETWEEN = -2, -1  # pieces of a rendered dialogue that are no message's content
+EXAMPLE = 'for example {"messages": [{"role": "user", "content": "…"}]}'
+TOOLS_EXAMPLE = 'for example {"tools": [{"type": "function", "function": {"name": "weather"}}]}'
 
 
-def columns(found: Mapping[str, str]) -> dict[str, str]:
-    """The columns of a form that is known, by their names in it; nothing for any other."""
-    for name in LISTS:
-        if name in found:
-            return {"messages": name}
-    if {"instruction", "output"} <= {*found}:
-        return {n: n for n in ("system", "instruction", "input", "output") if n in found}
-    for prompt in PROMPTS:
-        for reply in REPLIES:
-            if prompt in found and reply in found:
-                return {"prompt": prompt, "response": reply}
-    return {}
+class Malformed(Exception):  # noqa: N818 (never seen by a person as it is)
+    """What is no dialogue: why a row of it is dropped, and what a request of it is told."""
+
+    def __init__(self, said: str, reason: str = "malformed") -> None:
+        super().__init__(said)
+        self.said, self.reason = said, reason
+
+
+def columns(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a form that is known, by their names in it, after those that the user chose;
+    only the latter where no form is known."""
+    chosen = dict(wanted)
+
+    def add(part: str, names: Sequence[str]) -> bool:
+        taken = {*chosen.values()}
+        name = next((name for name in names if name in found and name not in taken), None)
+        if part not in chosen and name is not None:
+            chosen[part] = name
+        return part in chosen
+
+    asked, replied = {"prompt", "instruction"} & {*wanted}, {"response", "output"} & {*wanted}
+    known = not (asked or replied) and add("messages", MESSAGES)
+    parts = BESIDE
+    if not known:
+        names = [name for name in PROMPTS if name in found]
+        answers = [name for name in REPLIES if name in found]
+        known = bool((asked or names) and (replied or answers))
+        if known:
+            known = (bool(asked) or add("prompt", names)) and (
+                bool(replied) or add("response", answers)
+            )
+        parts = BESIDE | BEFORE
+    if known:
+        for part, others in parts.items():
+            add(part, others)
+    return chosen
+
+
+def complete(chosen: Mapping[str, str]) -> bool:
+    """Whether columns make a dialogue."""
+    asked, replied = {"prompt", "instruction"} & {*chosen}, {"response", "output"} & {*chosen}
+    return "messages" in chosen or bool(asked and replied)
 
 
 def messages(row: Mapping[str, str | None]) -> tuple[list[Message] | None, str]:
     """A row's messages; or None, and the reason why it has none."""
+    try:
+        found = [_marked(item) for item in _items(row)]
+        system: Message = {"role": "system", "content": (row.get("system") or "").strip()}
+        if system["content"] and found[:1] != [system]:
+            found.insert(0, system)
+        tools = _tools(_decoded(row.get("tools")))
+        if any(m["role"] == "system" and "<tools>" in m["content"] for m in found):
+            tools = []  # which are said already
+        tidy = plain(found, tools)
+    except Malformed as error:
+        return None, error.reason
+    while tidy and not has_loss(tidy[-1]):  # nobody learns from it
+        tidy.pop()
+    if not tidy:
+        replied = any(m["role"] == "assistant" for m in found)
+        return None, "not_learned" if replied else "no_reply"
+    if not all(m["content"] for m in tidy):
+        return None, "empty"
+    first = next(i for i, m in enumerate(tidy) if m["role"] == "assistant")
+    if not any(m["role"] == "user" for m in tidy[:first]):
+        return None, "no_prompt"
+    return tidy, ""
+
+
+def _items(row: Mapping[str, str | None]) -> list[Any]:
+    """A row's messages, each in whatever form. Raises Malformed."""
     if "messages" in row:
+        listed = _decoded(row["messages"])
+        if not listed:
+            raise Malformed("no messages", "no_text")
+    else:
+        listed = _decoded(row.get("history")) or []
+        asked = row.get("instruction") or row.get("prompt") or ""
+        if row.get("input"):
+            asked = f"{asked}\n\n{row['input']}"
+        replied = row.get("output") or row.get("response") or ""
+        if isinstance(listed, list):
+            listed = [
+                *(message for turn in listed for message in _turn(turn)),
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": replied},
+            ]
+    if not isinstance(listed, list) or len(listed) > MOST_MESSAGES:
+        raise Malformed("no list of messages")
+    return listed
+
+
+def _turn(turn: Any) -> Iterator[Any]:
+    """The messages of one item of a history: a message, or a pair of what was asked and said."""
+    if not isinstance(turn, list):
+        yield turn
+    elif len(turn) != 2:
+        raise Malformed("must be pairs")
+    elif any(turn):
+        yield {"role": "user", "content": turn[0]}
+        yield {"role": "assistant", "content": turn[1]}
+
+
+def _decoded(given: Any) -> Any:
+    """What JSON says, also where it was written as a text into JSON. Raises Malformed."""
+    for _ in range(3):
+        if not isinstance(given, str):
+            break
         try:
-            listed = json.loads(row["messages"] or "null")
-        except ValueError:
-            return None, "malformed"
-        return _listed(listed)
-    found = []
-    if row.get("system"):
-        found.append({"role": "system", "content": row["system"] or ""})
-    asked = row.get("instruction") or row.get("prompt") or ""
-    if row.get("input"):
-        asked = f"{asked}\n\n{row['input']}"
-    found.append({"role": "user", "content": asked})
-    found.append({"role": "assistant", "content": row.get("output") or row.get("response") or ""})
-    return _tidy(found)
+            given = json.loads(given or "null")
+        except (ValueError, RecursionError):
+            raise Malformed("holds no JSON") from None
+    return given
 
 
-def _listed(listed: Any) -> tuple[list[Message] | None, str]:
-    if not isinstance(listed, list) or not 0 < len(listed) <= MOST_MESSAGES:
-        return None, "malformed" if listed else "no_text"
-    found = []
-    for item in listed:
-        if not isinstance(item, dict):
-            return None, "malformed"
-        role = item.get("role", item.get("from"))
-        content = item.get("content", item.get("value"))
-        if isinstance(content, list):  # OpenAI's parts
-            content = joined(content)
-        if not isinstance(role, str) or not isinstance(content, str):
-            return None, "malformed"
-        if role.lower() not in ROLES:
-            return None, "other_role"
-        found.append({"role": ROLES[role.lower()], "content": content})
-    return _tidy(found)
+def _message(given: Any, roles: Mapping[str, str]) -> Message:
+    """A message of any form, as one of system, user, assistant and tool. Raises Malformed."""
+    if not isinstance(given, dict):
+        raise Malformed("must be an object")
+    role, content = (
+        next((given[name] for name in names if given.get(name) is not None), None)
+        for names in (("role", "from"), ("content", "value", "text"))
+    )
+    if not isinstance(role, str):
+        raise Malformed("has no `role`")
+    kind = roles.get(role.lower())
+    if kind is None:
+        raise Malformed(f"has the unknown role `{role:.40}`", "other_role")
+    calls = given.get("tool_calls") or given.get("function_call")
+    if kind == "call":
+        kind, calls, content = "assistant", content, None
+    if isinstance(content, list):  # OpenAI's parts
+        parts, content = content, joined(content)
+        content = json_text(parts) if content is None and kind == "tool" else content
+    elif isinstance(content, dict) and kind == "tool":
+        content = json_text(content)
+    calls = _calls(calls) if kind == "assistant" and calls else []
+    if content is None and (calls or kind == "tool"):
+        content = ""
+    if not isinstance(content, str):
+        raise Malformed("must have text as its `content`")
+    content = content.strip()
+    if kind == "tool":
+        if given.get("role") is None:  # some of ShareGPT's form bring the tags
+            content = content.removeprefix(RESULT[0]).removesuffix(RESULT[1])
+        content = RESULT[0] + content + RESULT[1]
+    message: Message = {"role": kind, "content": "\n".join([content] * bool(content) + calls)}
+    _check_surrogates(message["content"])
+    return message
+
+
+def _check_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Malformed("holds half of a surrogate pair") from None
+
+
+def _marked(given: Any) -> Message:
+    """A message of a row, with its mark if it has no loss. Raises Malformed."""
+    message = _message(given, ROLES)
+    if message["role"] == "assistant" and not _is_learned(given):
+        message["learn"] = False
+    return message
 
 
 def joined(parts: Sequence[Any]) -> str | None:
@@ -99,187 +223,116 @@ def joined(parts: Sequence[Any]) -> str | None:
     return "".join(whole) if len(whole) == len(texts) else None
 
 
-def requested(given: Any) -> list[Message]:
-    """The messages of a request; a text is what a user says. Raises DataError."""
-    from bigmodel_cli.tasks.requests import text_field
+def json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
+
+def _is_learned(given: Mapping[str, Any]) -> bool:
+    """Whether no mark of a message says that it is not to be learned. Raises Malformed."""
+    for name, off in [(n, NO) for n in LEARNED] + [(n, YES) for n in MASKED]:
+        value = given.get(name)
+        value = value.lower() if isinstance(value, str) else value
+        if value is None:
+            continue
+        if not isinstance(value, str | int | float) or value not in NO + YES:
+            raise Malformed(f"has `{name}`, which must be 0 or 1")
+        if value in off:
+            return False
+    return True
+
+
+def _calls(given: Any) -> list[str]:
+    """Calls of tools as text. Raises Malformed."""
+    if isinstance(given, str) and given.strip().startswith(CALL[0]):
+        return [given.strip()]
+    listed = _decoded(given)
+    texts = []
+    for call in listed if isinstance(listed, list) else [listed]:
+        call = call.get("function") or call if isinstance(call, dict) else {}
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str) or not name:
+            raise Malformed("calls a tool without `name`")
+        arguments = call.get("arguments", call.get("parameters")) or {}
+        if not isinstance(_decoded(arguments), dict):
+            raise Malformed(f"calls `{name:.40}` with `arguments` that must be an object in JSON")
+        text = arguments if isinstance(arguments, str) else json_text(arguments)
+        whole = f'{{"name": {json_text(name)}, "arguments": {text}}}'
+        texts.append(CALL[0] + whole + CALL[1])
+    return texts
+
+
+def _tools(given: Any) -> list[str]:
+    """A list of tools, or of bare functions, as text. Raises Malformed."""
+    listed = given if isinstance(given, list) else [given] if given else []
+    texts = []
+    for tool in listed:
+        if not isinstance(tool, dict):
+            raise Malformed("must be a list of functions")
+        whole = tool if "function" in tool else {"type": "function", "function": tool}
+        function = whole["function"]
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Malformed("holds a tool that has no function with a `name`")
+        texts.append("\n" + json_text(whole))
+    _check_surrogates("".join(texts))
+    return texts
+
+
+def plain(found: Sequence[Message], tools: Sequence[str]) -> list[Message]:
+    """Messages without a role for tools, without control characters and space around, and without
+    a system that says nothing."""
+    from bigmodel_cli.tasks.clean import cut_control
+
+    tidy: list[Message] = []
+    if tools:
+        said = TOOLS[0] + "".join(tools) + TOOLS[1]
+        first = found[0]["content"] if found and found[0]["role"] == "system" else ""
+        found = found[1:] if found and found[0]["role"] == "system" else found
+        tidy.append({"role": "system", "content": cut_control(f"{first}\n\n{said}").strip()})
+    before = ""
+    for message in found:
+        text = cut_control(message["content"]).strip()
+        if message["role"] == "tool" and before == "tool":  # results together
+            tidy[-1]["content"] += "\n" + text
+        elif text or message["role"] != "system":
+            role = "user" if message["role"] == "tool" else message["role"]
+            tidy.append({**message, "role": role, "content": text})
+        before = message["role"]
+    return tidy
+
+
+def requested(document: Mapping[str, Any]) -> list[Message]:
+    """The messages of a request, and its tools; a text is what a user says. Raises DataError."""
+    from bigmodel_cli.tasks.clean import cut_control
+
+    given = document.get("messages")
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
-    example = 'for example {"messages": [{"role": "user", "content": "…"}]}'
     if not isinstance(given, list) or not given:
-        raise DataError("`messages` must be a list of messages", example)
+        raise DataError("`messages` must be a list of messages", EXAMPLE)
     if len(given) > MOST_MESSAGES:
         raise DataError(f"`messages` has {len(given):,} messages, and may have {MOST_MESSAGES:,}")
     found: list[Message] = []
-    for place, message in enumerate(given):
-        role = message.get("role") if isinstance(message, dict) else None
-        if role not in ("system", "user", "assistant"):
-            raise DataError(f"`messages[{place}]` has no role that is known", example)
-        content = message.get("content")
-        content = joined(content) if isinstance(content, list) else content
-        text = text_field({"content": content}, "content")
-        found.append({"role": role, "content": text.strip()})
-    if found[-1]["role"] == "assistant":
-        raise DataError("the last message is the assistant's: there is nothing to answer", example)
-    return found
-
-
-def _tidy(found: list[Message]) -> tuple[list[Message] | None, str]:
-    """Without control characters, space around, and what nobody answers."""
-    from bigmodel_cli.tasks.clean import cut_control
-
-    tidy = [{"role": m["role"], "content": cut_control(m["content"]).strip()} for m in found]
-    while tidy and tidy[-1]["role"] != "assistant":
-        tidy.pop()
-    if not tidy:
-        return None, "no_reply"
-    if not all(m["content"] for m in tidy):
-        return None, "empty"
-    if not any(m["role"] == "user" for m in tidy[: _first_reply(tidy)]):
-        return None, "no_prompt"
-    return tidy, ""
-
-
-def _first_reply(found: Sequence[Message]) -> int:
-    return next(i for i, m in enumerate(found) if m["role"] == "assistant")
+    where = ""
+    try:
+        for place, message in enumerate(given):
+            where = f"`messages[{place}]`"
+            found.append(_message(message, OPENAI))
+            if found[-1]["role"] != "system" and not cut_control(found[-1]["content"]).strip():
+                raise Malformed("is blank")
+        where = "`tools`"
+        tools = _tools(document.get("tools"))
+    except Malformed as error:
+        example = TOOLS_EXAMPLE if where == "`tools`" else EXAMPLE
+        raise DataError(f"{where} {error.said}", example) from None
+    tidy = plain(found, tools)
+    if not tidy or tidy[-1]["role"] == "assistant":
+        raise DataError("the last message is the assistant's: there is nothing to answer", EXAMPLE)
+    return tidy
 
 
 def size(found: Sequence[Message]) -> int:
     """Bytes of what is said."""
     return sum(len(m["content"].encode()) for m in found)
-
-
-@functools.cache
-def _template(source: str) -> Any:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
-
-
-def render(
-    template: str, found: Sequence[Message], specials: Sequence[str], prompt: bool = False
-) -> list[tuple[str, int]]:
-    """A dialogue as pieces: (text, the number of the message whose content it is), with SPECIAL
-    for a special token of the template's and BETWEEN for its other text. Contents that spell
-    special tokens are none: they come to their places when the tokens are cut out already.
-    """
-    marks = [f"\ue000{secrets.token_hex(16)}\ue001" for _ in found]
-    hidden = [{**m, "content": mark} for m, mark in zip(found, marks, strict=True)]
-    whole = _template(template).render(messages=hidden, add_generation_prompt=prompt)
-    cut = re.split("(" + "|".join(map(re.escape, specials)) + ")", whole)
-    numbers = {mark: number for number, mark in enumerate(marks)}
-    pieces: list[tuple[str, int]] = []
-    for place, piece in enumerate(cut):
-        if place % 2:
-            pieces.append((piece, SPECIAL))
-            continue
-        for text in re.split("(\ue000[0-9a-f]{32}\ue001)", piece):
-            number = numbers.get(text, BETWEEN)
-            pieces.append((text if number < 0 else found[number]["content"], number))
-    return [piece for piece in pieces if piece[0]]
-
-
-def encode(
-    dialogues: Sequence[Sequence[Message]], template: str, tokenizer: Tokenizer, end: str,
-    prompt: bool = False,
-) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
-    """Each dialogue's tokens, and for each token the message of the assistant's that it is learned
-    with, or −1: its content, and the `end` after it."""
-    names = {text: token for token, text in tokenizer.specials.items()}
-    rendered = [render(template, d, list(names), prompt) for d in dialogues]
-    texts = [text for pieces in rendered for text, number in pieces if number != SPECIAL]
-    ids, counts = tokenizer.encode_batch(texts)
-    parts = iter(_cut(ids.tolist(), counts.tolist()))
-    for dialogue, pieces in zip(dialogues, rendered, strict=True):
-        tokens: list[int] = []
-        owners: list[int] = []
-        last = -1
-        for text, number in pieces:
-            part = [names[text]] if number == SPECIAL else next(parts)
-            if number >= 0:
-                last = number if dialogue[number]["role"] == "assistant" else -1
-            elif (text, number) != (end, SPECIAL):
-                last = -1
-            tokens += part
-            owners += [last] * len(part)
-        yield tokens, owners
-
-
-def decoded(
-    tokens: Sequence[int], tokenizer: Tokenizer, marks: set[int], end: int
-) -> list[Message]:  # fmt: skip
-    """The messages behind a dialogue's tokens. marks: what is no content; end: of a message."""
-    found: list[Message] = []
-    part: list[int] = []
-    for token in tokens:
-        if token == end and part:
-            role, _, content = tokenizer.decode(part).partition("\n")
-            found.append({"role": role, "content": content})
-        part = [] if token in marks else [*part, token]
-    return found
-
-
-def _cut(ids: list[int], counts: list[int]) -> Iterator[list[int]]:
-    first = 0
-    for count in counts:
-        yield ids[first : first + count]
-        first += count
-
-
-def shorten(
-    found: list[Message], encode: Callable[[list[list[Message]]], list[tuple[list[int], Any]]],
-    tokenizer: Tokenizer, most: int,
-) -> list[Message]:  # fmt: skip
-    """A dialogue of at most so many tokens: without its oldest turns, and, if the last exchange
-    alone is too long, without the beginning of what was asked and the end of what was said."""
-    system = [m for m in found if m["role"] == "system"]
-    turns = [m for m in found if m["role"] != "system"]
-    starts = [
-        i for i, m in enumerate(turns)
-        if m["role"] == "user" and (not i or turns[i - 1]["role"] == "assistant")
-    ]  # fmt: skip
-    room = most - sum(_sizes(system, tokenizer)) - 2 * FRAME
-    sizes = _sizes(turns, tokenizer)
-    for start in starts[1:]:
-        if sum(sizes[start:]) > room:  # hopeless, told without encoding all of it again
-            continue
-        shorter = [*system, *turns[start:]]
-        if len(encode([shorter])[0][0]) <= most:
-            return shorter
-    last = turns[starts[-1] :] if starts else turns
-    contents = [tokenizer.encode(m["content"]) for m in last]
-    while (over := len(encode([last])[0][0]) - most) > 0:
-        longest = max(range(len(last)), key=lambda i: len(contents[i]))
-        if len(contents[longest]) < 2:  # so many turns that even their frames are too long
-            if len(last) < 3:
-                break
-            last, contents = last[1:], contents[1:]
-            continue
-        cut = max(1, min(over, len(contents[longest]) - 1))
-        asked = last[longest]["role"] == "user"
-        contents[longest] = contents[longest][cut:] if asked else contents[longest][:-cut]
-        text = tokenizer.decode(contents[longest]).strip("\ufffd").strip() or "…"
-        last = [*last[:longest], {**last[longest], "content": text}, *last[longest + 1 :]]
-    return last
-
-
-def _sizes(found: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """About the tokens of each message: its content's, and the least that stands around it."""
-    _, counts = tokenizer.encode_batch([m["content"] for m in found])
-    return [count + FRAME for count in counts.tolist()]
-
-
-def latest(found: Sequence[Message], tokenizer: Tokenizer, room: int) -> list[Message]:
-    """The last messages of a dialogue of about so many tokens, after what the system says first."""
-    sizes = _sizes(found, tokenizer)
-    system = [m for m in found[:1] if m["role"] == "system" and len(found) > 1]
-    left = room - sum(sizes[: len(system)])
-    start = len(found) - 1
-    left -= sizes[start] + FRAME
-    while start > len(system) and left >= sizes[start - 1]:
-        start -= 1
-        left -= sizes[start]
-    return [*system, *found[start:]]
 
 
 def units(batch: Rows, ledger: Ledger) -> Units | None:
@@ -291,6 +344,7 @@ def units(batch: Rows, ledger: Ledger) -> Units | None:
 
     names = [name for name in batch.table.schema.names if name not in ("follows", "ends", "row")]
     kept: list[str] = []
+    keys: list[str] = []  # what is said, whoever learns from it
     sizes: list[int] = []
     places: list[int] = []
     for place, row in enumerate(batch.table.select(names).to_pylist()):
@@ -303,12 +357,12 @@ def units(batch: Rows, ledger: Ledger) -> Units | None:
         said = min(size(found), whole)
         if said < whole:  # JSON around it, space, a turn without reply
             ledger.remove("markup", whole - said, batch.where(place))
-        kept.append(json.dumps(found, ensure_ascii=False))
+        kept.append(json_text(found))
+        keys.append(json_text([{n: m[n] for n in ("role", "content")} for m in found]))
         sizes.append(said)
         places.append(place)
     if not kept:
         return None
-    column = pa.array(kept, pa.large_string())
-    table = pa.RecordBatch.from_arrays([column], names=["messages"])
-    return Units(table, column, np.array(sizes, np.int64), batch.split,
+    table = pa.RecordBatch.from_arrays([pa.array(kept, pa.large_string())], names=["messages"])
+    return Units(table, pa.array(keys, pa.large_string()), np.array(sizes, np.int64), batch.split,
                  lambda unit: batch.where(places[unit]))  # fmt: skip

@@ -19,7 +19,7 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
-from bigmodel_cli.tasks import dialogues, load_task
+from bigmodel_cli.tasks import chat_template, dialogues, load_task, turns
 from bigmodel_cli.tasks.chat import Chat, ChatOptions
 from bigmodel_cli.tasks.packing import IGNORED, WholePlan, best_fit
 from tests.conftest import Cli
@@ -102,7 +102,7 @@ def test_forms_of_dialogues_are_one(tmp_path: Path, row: dict[str, Any]) -> None
 )
 def test_prompts_with_replies_are_dialogues(row: dict[str, str], asked: str) -> None:
     found, reason = dialogues.messages(
-        {name: row[column] for name, column in dialogues.columns(row).items()}
+        {name: row[column] for name, column in dialogues.columns(row, {}).items()}
     )
     assert reason == ""
     assert found == [{"role": "user", "content": asked}, {"role": "assistant", "content": "3"}]
@@ -129,14 +129,14 @@ def test_no_role_can_be_forged() -> None:
     learned = [t for t, owner in zip(tokens, owners, strict=True) if owner >= 0]
     assert made.tokenizer.decode(learned) == evil
     request = made.request({"messages": [{"role": "user", "content": evil}]})
-    ((prompt, _),) = made._encode([request.prompt], prompt=True)
+    prompt, _ = request.prompt
     assert sum(t in made.tokenizer.specials for t in prompt) == 4
 
 
 def test_the_template_is_rendered_in_a_sandbox() -> None:
     evil = "{{ ''.__class__.__mro__ }}"
     with pytest.raises(Exception, match="unsafe"):
-        dialogues.render(evil, TALK, ["<|im_end|>"])
+        chat_template.render(evil, TALK, ["<|im_end|>"])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_long_dialogues_lose_their_oldest_turns(tmp_path: Path) -> None:
     assert "answer 5" in text
     assert "question 5" in text
     assert "question 0" not in text
-    kept = dialogues.size(loaded._dialogue(train_split(tmp_path / "w"), 0))
+    kept = dialogues.size(loaded._dialogue(train_split(tmp_path / "w"), 0)[0])
     cut = made.manifest["ledger"]["removed"]["truncated"]
     assert cut["bytes"] == dialogues.size(talk) - kept
     assert made.manifest["ledger"]["kept"]["bytes"] == kept
@@ -193,15 +193,15 @@ def test_an_evaluation_counts_the_dialogues_that_were_cut_to_be_answered(tmp_pat
             tokenizer="bytes", context=256)  # fmt: skip
     train(tmp_path / "w", width=16, layers=1, steps=1)
     (table,) = evaluate(tmp_path / "w", samples=0).document["tables"]
-    assert dict(table["rows"]) == {"answered": "3", "of which cut to fit": "2"}
+    assert dict(table["rows"]) == {"answered": "5", "of which cut to fit": "2"}
 
 
-@pytest.mark.parametrize("turns", [1, 40])
-def test_an_exchange_that_is_too_long_by_itself_is_cut_and_fits(turns: int) -> None:
+@pytest.mark.parametrize("asked", [1, 40])
+def test_an_exchange_that_is_too_long_by_itself_is_cut_and_fits(asked: int) -> None:
     made = task(context=64)
-    talk = [{"role": "user", "content": "begin " + "q" * 300 + " end"}] * turns
+    talk = [{"role": "user", "content": "begin " + "q" * 300 + " end"}] * asked
     talk += [{"role": "assistant", "content": "first " + "r" * 300 + " last"}]
-    short = dialogues.shorten(talk, made._encode, made.tokenizer, 65)
+    short = turns.shorten(talk, made._encode, made.tokenizer, 65)
     assert len(made._encode([short])[0][0]) <= 65
     assert short[-1]["role"] == "assistant"
     assert short[-1]["content"].startswith("f")
@@ -211,12 +211,13 @@ def test_the_latest_turns_are_found_without_encoding_all_of_them_again_and_again
     made = task(context=256)
     talk = [{"role": "system", "content": "Be kind."}]
     talk += [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(4001)]
-    found = dialogues.latest(talk, made.tokenizer, 200)
-    assert found[0] == talk[0]
-    assert found[-1] == talk[-1]
-    assert 2 < len(found) < 30
-    short = dialogues.shorten(talk[:-1], made._encode, made.tokenizer, 257)
+    tokens, left_out = made.request({"messages": talk, "max_tokens": 56}).prompt
+    assert len(tokens) <= 200
+    assert 3970 < left_out < 4000
+    assert "turn 4000" in made.tokenizer.decode(tokens)
+    short = turns.shorten(talk[:-1], made._encode, made.tokenizer, 257)
     assert len(made._encode([short])[0][0]) <= 257
+    assert short[0] == talk[0]
     assert short[-1] == talk[-2]
 
 
@@ -272,9 +273,6 @@ def test_rows_hold_each_sequence_once_and_waste_little(seed: int) -> None:
      [{"role": "user", "content": "\ud800"}], [{"role": "user", "content": [{"text": 1}]}]],
 )  # fmt: skip
 def test_requests_without_a_dialogue_are_refused(messages: Any) -> None:
-    if messages == "":
-        assert task().request({"messages": ""}).prompt == [{"role": "user", "content": ""}]
-        return
     with pytest.raises(DataError):
         task().request({"messages": messages})
 
@@ -291,7 +289,7 @@ def test_a_small_model_comes_near_the_entropy_of_the_replies(tmp_path: Path) -> 
     place = Workdir(work)
     made: Any = load_task(place.codec, "")
     split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
-    optimum = sum(bits[json.dumps(made._dialogue(split, unit))] for unit in range(len(split)))
+    optimum = sum(bits[json.dumps(made._dialogue(split, unit)[0])] for unit in range(len(split)))
     document = evaluate(work).document
     metric = document["metrics"]["bits_per_byte"]
     found = metric["value"] * float(split.column("bytes").sum())
@@ -319,10 +317,50 @@ def test_the_bundle_answers_with_its_chat_template(empty: Cli) -> None:
     for prompt, talk in ((False, TALK), (True, TALK[:4])):
         ids = theirs.apply_chat_template(talk, add_generation_prompt=prompt, return_dict=True)
         assert list(ids["input_ids"]) == ours._encode([talk], prompt=prompt)[0][0]
+    for talk, tools in with_tools():
+        ids = theirs.apply_chat_template(
+            talk, tools=tools, add_generation_prompt=True, return_dict=True
+        )
+        assert list(ids["input_ids"]) == ours.request({"messages": talk, "tools": tools}).prompt[0]
     config = json.loads((bundle / "generation_config.json").read_bytes())
     assert theirs.convert_ids_to_tokens(config["eos_token_id"]) == ["<|im_end|>", "<|endoftext|>"]
-    line = json.dumps({"messages": TALK[:2], "max_tokens": 3}).encode()
-    answer = json.loads(empty.works("predict", stdin=line).out)
-    assert answer["message"]["role"] == "assistant"
-    assert answer["finish_reason"] in ("stop", "length")
+    long = [*TALK[1:3] * 200, TALK[1]]
+    asked = [{"messages": said} for said in (TALK[:2], " ", "\U0001f600" * 600, long)]
+    stdin = "".join(json.dumps({**request, "max_tokens": 3}) + "\n" for request in asked).encode()
+    result = empty("predict", stdin=stdin)
+    assert result.code == 4
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert {*answers[0]} == {"message", "finish_reason"}
+    assert answers[0]["message"]["role"] == "assistant"
+    assert answers[0]["finish_reason"] in ("stop", "length")
+    assert answers[1]["error"]["message"] == "`messages[0]` is blank"
+    assert "the model reads 1,024" in answers[2]["error"]["message"]
+    assert answers[3]["truncated"] % 2 == 0
+    assert 200 < answers[3]["truncated"] < 400
     assert empty.works("predict", "Hello there", "--max-tokens", "3").out.endswith("\n")
+
+
+def with_tools() -> list[tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]:
+    """Messages of all kinds of OpenAI's, with the tools that there are."""
+    about = {"name": "天气", "description": "<b>&'\" of a city", "parameters": {"type": "object"}}
+    tool = {"type": "function", "function": about}
+    system, user = TALK[0], {"role": "user", "content": " 北京？\n"}
+    developer = {"role": "developer", "content": "Be kind."}
+    parts = {"role": "user", "content": [{"type": "text", "text": "a "},
+                                         {"type": "text", "text": "b "}]}  # fmt: skip
+    call = {"id": "1", "type": "function",
+            "function": {"name": "天气", "arguments": {"city": "北京", "days": 2}}}  # fmt: skip
+    texts = [{"function": {"name": "f", "arguments": text}} for text in ('{"a":1}', "")]
+    result = {"role": "tool", "tool_call_id": "1", "content": " 20 "}
+    calls = {"role": "assistant", "content": None, "tool_calls": [call]}
+    old = [{"role": "assistant", "content": "", "function_call": texts[0]["function"]},
+           {"role": "function", "name": "f", "content": "{}"}]  # fmt: skip
+    return [
+        ([user], None), ([user], []), ([user], [tool]), ([user], [about, tool]),
+        ([system, user], [tool]), ([developer, user], [tool]), ([developer, user], None),
+        ([{"role": "system", "content": " "}, user], None),
+        ([{"role": "system", "content": ""}, user], [tool]), ([parts], None),
+        ([user, calls, result, result], [tool]), ([user, calls, result, user], [tool]),
+        ([user, {**calls, "content": "Well. ", "tool_calls": [call, *texts]}, result], [tool]),
+        ([user, *old, TALK[2], user], None),
+    ]  # fmt: skip
