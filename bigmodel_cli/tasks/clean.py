@@ -1,4 +1,8 @@
-"""Cleaning text, column by column, with every drop in the ledger."""
+"""Cleaning text, column by column, with every drop in the ledger.
+
+What `prepare` does to the text of a row, `cleaned` does to that of a request, by the same
+functions: what is served is what was evaluated.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,44 @@ from bigmodel_cli.tasks import Rows, Units
 # C0 but tab, newline, form feed, carriage return; DEL; C1; a byte order mark inside of text
 CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{80}-\x{84}\x{86}-\x{9f}\x{feff}]"
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")  # the same
+# anything but spaces, and characters that have no width, or show nothing (Unicode's
+# Default_Ignorable_Code_Point, annotation marks, the empty Braille pattern)
+VISIBLE = (
+    r"[^\s\p{Z}\x{85}\x{ad}\x{34f}\x{61c}\x{115f}\x{1160}\x{17b4}\x{17b5}\x{180b}-\x{180f}"
+    r"\x{200b}-\x{200f}\x{202a}-\x{202e}\x{2060}-\x{206f}\x{2800}\x{3164}\x{fe00}-\x{fe0f}\x{feff}"
+    r"\x{ffa0}\x{fff0}-\x{fffb}\x{1bca0}-\x{1bca3}\x{1d173}-\x{1d17a}\x{e0000}-\x{e0fff}]"
+)
 TEXT_NAMES = ("text", "content", "body", "document", "story", "article", "code", "sentence")
 
 
 def cut_control(text: str) -> str:
     """A text without control characters."""
     return _CONTROL.sub("", text)
+
+
+def without_control(texts: pa.Array) -> pa.Array:
+    """Texts without control characters."""
+    return pc.replace_substring_regex(texts, CONTROL, "")
+
+
+def trimmed(texts: pa.Array) -> pa.Array:
+    """Texts without the spaces around them."""
+    return pc.utf8_trim_whitespace(texts)
+
+
+def blank(texts: pa.Array) -> NDArray[np.bool_]:
+    """Which texts show nothing: those that are empty, or have only spaces and characters without
+    width."""
+    found: NDArray[np.bool_] = ~as_array(pc.match_substring_regex(texts, VISIBLE))
+    return found
+
+
+def cleaned(text: str, trim: bool = False) -> tuple[str, bool]:
+    """The text of a request as `prepare` has that of a row, and whether it is blank. trim: whether
+    the task's rows lose the spaces around them."""
+    texts = without_control(pa.array([text], pa.large_string()))
+    texts = trimmed(texts) if trim else texts
+    return texts[0].as_py(), bool(blank(texts)[0])
 
 
 def as_column(values: NDArray[Any]) -> pa.Array:
@@ -95,7 +131,7 @@ def named_column(
 class Cleaning:
     """Rows whose columns of text are being cleaned: which of them are left, and their sizes.
 
-    Control characters are cut out; rows that lack one of the texts, or have an empty one, are
+    Control characters are cut out; rows that lack one of the texts, or have a blank one, are
     dropped.
     """
 
@@ -116,11 +152,9 @@ class Cleaning:
         for text in self.texts:
             dirty |= as_array(pc.match_substring_regex(text, CONTROL))
         if dirty.any():
-            cut = [pc.replace_substring_regex(text, CONTROL, "") for text in self.texts]
-            self.replace("control_characters", cut)
+            self.replace("control_characters", [without_control(text) for text in self.texts])
         for text in self.texts:
-            blank = (as_array(pc.binary_length(text)) == 0) | as_array(pc.utf8_is_space(text))
-            self.drop("empty", blank)
+            self.drop("empty", blank(text))
 
     def _sizes(self) -> NDArray[np.int64]:
         sizes: NDArray[np.int64] = np.zeros(len(self.kept), np.int64)

@@ -326,7 +326,8 @@ def test_choices(http: httpx.Client, predictor: Predictor) -> None:
         assert [choice["text"] for choice in alone["choices"]] == texts[number * 8 :][:8]
         predicted = http.post("/predict", json={"prompt": prompt, **hot}).json()
         assert predicted["text"] == texts[number * 8]
-    ids = [predictor.task.tokenizer.encode(prompt) for prompt in ("Zü", "日本")]  # type: ignore[attr-defined]
+    codec = predictor.task.tokenizer  # type: ignore[attr-defined]
+    ids = [[codec.endoftext, *codec.encode(prompt)] for prompt in ("Zü", "日本")]
     assert complete(http, prompt=ids, n=8, **hot)["choices"] == answer["choices"]
     one = complete(http, prompt=ids[1], **hot)
     assert one["choices"][0]["text"] == texts[8]
@@ -393,7 +394,10 @@ def test_wrong_completions(http: httpx.Client, extra: dict[str, Any], param: str
 
 def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
     complete(http, prompt="x", logprobs=0, best_of=1, suffix="", n=None, stream_options=None)
-    complete(http, prompt="x", best_of=0, logit_bias={"5": 1}, seed=(1 << 63) - 1, n=2)
+    complete(http, prompt="x", best_of=0, logit_bias={}, seed=(1 << 63) - 1, n=2)
+    complete(http, prompt="x", frequency_penalty=0, presence_penalty=0.0, min_p=0, min_tokens=0)
+    complete(http, prompt="x", repetition_penalty=1, response_format={"type": "text"})
+    complete(http, prompt="x", stop_token_ids=[], skip_special_tokens=True, ignore_eos=False)
     complete(http, prompt=[0, 5, 271, 255], stream=None, echo=None, model="tiny/model")
 
 
