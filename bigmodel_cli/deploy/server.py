@@ -204,7 +204,7 @@ def check(
 def listed(ignored: Sequence[str]) -> dict[str, str]:
     """The header that says which names of a request were ignored: percent-encoded, with commas
     between them."""
-    names = [quote(name[:LONGEST_NAME], safe="", errors="replace") for name in ignored]
+    names = [quote(name[:LONGEST_NAME], safe="", errors="replace") or '""' for name in ignored]
     more = [f"...{len(names) - MOST_NAMES}-more"] if len(names) > MOST_NAMES else []
     return {IGNORED: ", ".join(names[:MOST_NAMES] + more)} if names else {}
 
