@@ -83,7 +83,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
                 sys.stdout.write(render.json_line(answer))
             sys.stdout.flush()
         if ignored:
-            shown = ", ".join(f"`{name}` ({n:,})" for name, n in ignored.most_common(SHOWN_NAMES))
+            shown = ", ".join(
+                f"`{name:.60}` ({n:,})" for name, n in ignored.most_common(SHOWN_NAMES)
+            )
             rest = f" and {len(ignored) - SHOWN_NAMES:,} more" if len(ignored) > SHOWN_NAMES else ""
             context.warn(f"unknown names in the lines were ignored: {shown}{rest}")
         if bad and common["json_"]:

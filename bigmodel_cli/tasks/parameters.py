@@ -6,6 +6,7 @@ change ours, is refused: an answer that looks right would be wrong.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ EDITS = 2  # of a name that is taken for a slip of the pen
 # short word, and `beam` a `year`
 SHORTEST, SHORTEST_OTHER = 4, 8
 HARMLESS = ("store", "user", "metadata")  # OpenAI's, which change no answer
+LONGEST = 64  # letters of a name that may be near to one
 MOST_UNKNOWN = 100
 
 
@@ -73,7 +75,8 @@ def checked(
             f"the request has {len(rest):,} names that are unknown, more than {MOST_UNKNOWN}",
             "known: " + ", ".join(f"`{name}`" for name in sorted(known)),
         )
-    others = [name for name in (*UNSUPPORTED, *ALIASES) if len(name) >= SHORTEST_OTHER]
+    others = (name for name in (*UNSUPPORTED, *ALIASES) if len(name) >= SHORTEST_OTHER)
+    names = frozenset((*known, *others))
     refused, meant, ignored = [], {}, []
     for name in rest:
         if name in UNSUPPORTED:
@@ -82,7 +85,7 @@ def checked(
             meant[name] = OTHERS[name]
         elif name in OTHERS or name in ALIASES:
             refused.append(name)
-        elif name not in HARMLESS and (near := nearest(name, {*known, *others})):
+        elif name not in HARMLESS and len(name) < LONGEST and (near := nearest(name, names)):
             meant[name] = near
         else:
             ignored.append(name)
@@ -100,7 +103,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown) + (" is" if len(shown) == 1 else " are")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+@functools.lru_cache(1024)  # lines tend to have the same names
+def nearest(name: str, known: frozenset[str]) -> str:
     """The known name that differs from this one in at most two letters; capitals, and hyphens for
     underscores, do not count. Nothing if there is none."""
     plain = name.casefold().replace("-", "_")
