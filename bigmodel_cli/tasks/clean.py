@@ -19,27 +19,23 @@ from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.tasks import Rows, Units
 
-# C0 but tab, newline, form feed, carriage return; DEL; C1; a byte order mark inside of text
-CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{80}-\x{84}\x{86}-\x{9f}\x{feff}]"
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")  # the same
-# anything but spaces, and characters that have no width, or show nothing (Unicode's
-# Default_Ignorable_Code_Point, annotation marks, the empty Braille pattern)
+# Classes of characters, which Arrow and Python both read: C0 but tab, newline, form feed, carriage
+# return; DEL; C1; a byte order mark inside of text
+CONTROL = "[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]"
+# All but spaces, and characters that have no width, or show nothing: Unicode's White_Space and
+# Default_Ignorable_Code_Point, marks of annotations, the empty Braille pattern
 VISIBLE = (
-    r"[^\s\p{Z}\x{85}\x{ad}\x{34f}\x{61c}\x{115f}\x{1160}\x{17b4}\x{17b5}\x{180b}-\x{180f}"
-    r"\x{200b}-\x{200f}\x{202a}-\x{202e}\x{2060}-\x{206f}\x{2800}\x{3164}\x{fe00}-\x{fe0f}\x{feff}"
-    r"\x{ffa0}\x{fff0}-\x{fffb}\x{1bca0}-\x{1bca3}\x{1d173}-\x{1d17a}\x{e0000}-\x{e0fff}]"
+    "[^\t-\r\x1c- \x85\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f"
+    "\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+_CONTROL, _VISIBLE = re.compile(CONTROL), re.compile(VISIBLE)
 TEXT_NAMES = ("text", "content", "body", "document", "story", "article", "code", "sentence")
 
 
 def cut_control(text: str) -> str:
     """A text without control characters."""
     return _CONTROL.sub("", text)
-
-
-def without_control(texts: pa.Array) -> pa.Array:
-    """Texts without control characters."""
-    return pc.replace_substring_regex(texts, CONTROL, "")
 
 
 def trimmed(texts: pa.Array) -> pa.Array:
@@ -57,9 +53,10 @@ def blank(texts: pa.Array) -> NDArray[np.bool_]:
 def cleaned(text: str, trim: bool = False) -> tuple[str, bool]:
     """The text of a request as `prepare` has that of a row, and whether it is blank. trim: whether
     the task's rows lose the spaces around them."""
-    texts = without_control(pa.array([text], pa.large_string()))
-    texts = trimmed(texts) if trim else texts
-    return texts[0].as_py(), bool(blank(texts)[0])
+    text = cut_control(text)
+    if trim:
+        (text,) = trimmed(pa.array([text], pa.large_string())).to_pylist()
+    return text, not _VISIBLE.search(text)
 
 
 def as_column(values: NDArray[Any]) -> pa.Array:
@@ -152,7 +149,8 @@ class Cleaning:
         for text in self.texts:
             dirty |= as_array(pc.match_substring_regex(text, CONTROL))
         if dirty.any():
-            self.replace("control_characters", [without_control(text) for text in self.texts])
+            cut = [pc.replace_substring_regex(text, CONTROL, "") for text in self.texts]
+            self.replace("control_characters", cut)
         for text in self.texts:
             self.drop("empty", blank(text))
 

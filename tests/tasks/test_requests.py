@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.catalogue import Catalogue
-from bigmodel_cli.tasks.clean import Cleaning, cleaned, cut_control
+from bigmodel_cli.tasks.clean import CONTROL, VISIBLE, Cleaning, cleaned, cut_control
 from bigmodel_cli.tasks.language import Language, LanguageOptions
 from bigmodel_cli.tasks.requests import cleaned_field
 from bigmodel_cli.tasks.text_classification import TextClassification, TextClassificationOptions
@@ -66,9 +68,20 @@ def prepared(texts: list[str], trim: bool) -> list[str | None]:
     cleaning = Cleaning(rows, Ledger(), ["text"])
     (column,) = cleaning.texts
     if trim:
-        column = pa.compute.utf8_trim_whitespace(column)
+        column = pc.utf8_trim_whitespace(column)
     found = column.to_pylist()
     return [text if kept else None for text, kept in zip(found, cleaning.kept, strict=True)]
+
+
+def test_arrow_and_python_read_the_classes_of_characters_alike() -> None:
+    """Rows are cleaned by the one, requests by the other."""
+    every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    for pattern in (CONTROL, VISIBLE):
+        theirs = pc.match_substring_regex(pa.array(every, pa.large_string()), pattern)
+        ours = re.compile(pattern)
+        assert [char for char, found in zip(every, theirs.to_pylist(), strict=True)
+                if found != bool(ours.search(char))] == []  # fmt: skip
+    assert all(not re.search(VISIBLE, char) for char in every if char.isspace())
 
 
 @pytest.mark.parametrize("trim", [False, True])
