@@ -90,7 +90,7 @@ KINDS = {
                                  {"image": picture()}, {"label", "probabilities"},
                                  {"image": "data:image/png;base64,AAAA"}),
     "recommendation": Kind(drawn("make_sessions.py", "--users", "40", name="sessions.csv"), {},
-                           {"history": ["item-1"], "k": 3}, {"items", "fallback"},
+                           {"history": ["i1"], "k": 3}, {"items", "fallback"},
                            {"history": 3}),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ HELP = """Answer requests from a bundle, and from nothing else.
 
 Without a prompt, reads JSON lines and writes one answer each, in order; a bad line yields
 {"error": {...}} in its place, and exit 4 at the end. What a line does not say is taken from the
-options. A masked model fills in each <|mask|> of its prompt. For other tasks the prompt is what the
-user says, the source, the text, the path of a picture, or items with commas between them."""
+options. Unknown names in a line are ignored, with a warning; a misspelled name, and one that only
+other engines know, make it a bad line. A prompt may be a list of token ids, too.
+
+A masked model fills in each <|mask|> of its prompt. For other tasks the prompt is what the user
+says, the source, the text, the path of a picture, or items with commas between them."""
 FIELDS = {name for task in TABLE for name in task_class(task).fields}
 BLOCK = 1 << 16
+SHOWN_NAMES = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +61,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     if not config.bundle and not place.bundle.exists() and Workdir(workdir).runs():
         place.read_config()  # says which runs there are, if it is none
     folder = Path(config.bundle) if config.bundle else place.bundle
-    with running(common):
+    with running(common) as context:
         predictor = Predictor(folder, config.device, config.threads, config.precision)
         predictor.task.opens_files = True  # whoever asks here may read them anyway
         values = {n: list(v) if isinstance(v, tuple) else v for n, v in resolved.values.items()}
@@ -69,13 +74,20 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             _one(predictor, config.prompt, defaults, common["json_"])
             return
         bad = total = 0
+        ignored: Counter[str] = Counter()
         for lines in _lines(sys.stdin.fileno(), config.batch_size):
-            answers = predictor.answer_lines(lines, defaults)
+            answers = predictor.answer_lines(lines, defaults, ignored)
             bad += sum("error" in answer for answer in answers)
             total += len(answers)
             for answer in answers:
                 sys.stdout.write(render.json_line(answer))
             sys.stdout.flush()
+        if ignored:
+            shown = ", ".join(
+                f"`{name:.60}` ({n:,})" for name, n in ignored.most_common(SHOWN_NAMES)
+            )
+            rest = f" and {len(ignored) - SHOWN_NAMES:,} more" if len(ignored) > SHOWN_NAMES else ""
+            context.warn(f"unknown names in the lines were ignored: {shown}{rest}")
         if bad and common["json_"]:
             raise typer.Exit(DataError.code)  # the lines are all that is printed
         if bad:

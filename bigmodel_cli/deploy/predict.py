@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import build
 from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.tasks import Request, load_task
+from bigmodel_cli.tasks.parameters import checked
 
 LONGEST_LINE = 64 << 20
 
@@ -51,14 +53,25 @@ class Predictor:
         model = build(config, weights, str(path)).to(self.device)
         self.model = lower(model, own if precision == "auto" else precision)
 
+    @property
+    def names(self) -> set[str]:
+        """What a request may hold. An `id` comes back with its answer."""
+        return {"id", self.task.field, *self.task.fields}
+
     def request(self, document: Any, defaults: Mapping[str, Any]) -> Request:
         """Checks one request. Raises DataError."""
+        return self.task.request({**defaults, **self._checked(document)[0]})
+
+    def ignored(self, document: Any) -> list[str]:
+        """The unknown names in a request, which is otherwise good. Raises DataError."""
+        return self._checked(document)[1]
+
+    def _checked(self, document: Any) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(document, dict):
             raise DataError(
                 "a request is a JSON object", f'for example {{"{self.task.field}": "…"}}'
             )
-        given = {name: value for name, value in document.items() if value is not None}
-        return self.task.request({**defaults, **given})
+        return checked(document, self.names)
 
     def answer(
         self, requests: Sequence[Request]
@@ -67,10 +80,11 @@ class Predictor:
         yield from self.task.answer(self.model, requests)
 
     def answer_lines(
-        self, lines: Sequence[bytes], defaults: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
+        self, lines: Sequence[bytes], defaults: Mapping[str, Any],
+        ignored: Counter[str] | None = None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """One answer for each JSON line, in order, `id` passed through; a bad line yields
-        {"error": {…}} in its place."""
+        {"error": {…}} in its place. ignored: counts the unknown names in good lines."""
         answers: list[dict[str, Any]] = [{} for _ in lines]
         requests: list[Request] = []
         places: list[int] = []
@@ -86,6 +100,8 @@ class Predictor:
                     answers[place]["id"] = document["id"]
                 requests.append(self.request(document, defaults))
                 places.append(place)
+                if ignored is not None:
+                    ignored.update(self.ignored(document))
             except BigmodelError as error:
                 answers[place]["error"] = error_document(error)
         try:

@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI
@@ -36,6 +37,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from bigmodel_cli.errors import DataError, UsageError
+from bigmodel_cli.tasks.parameters import checked
 
 if TYPE_CHECKING:
     from starlette.requests import Request as Call
@@ -53,8 +55,10 @@ TOGETHER = 8  # texts that the model writes at once, which bounds memory
 GRACE = 3  # seconds for answers under way to end, once the server is told to stop
 # of a Host header, or of the page that calls
 LOOPBACK = re.compile(r"(?i:(https?://)?(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?)")
-# What would change an answer but is not done here, and the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {"logprobs": (0,), "best_of": (0, 1), "suffix": ("",)}
+# what a body of /v1/completions may hold beside a request, and of which type it has to be
+COMPLETIONS = {"model": str, "stream": bool, "echo": bool, "stream_options": dict, "n": int}
+IGNORED = "x-ignored-parameters"  # the header that lists the unknown names of a request
+MOST_NAMES, LONGEST_NAME = 32, 64  # of that header
 LOG = logging.getLogger("bigmodel.server")
 
 # (request, new text, the whole answer once it is finished, tokens written by then)
@@ -89,7 +93,7 @@ async def refuse(_call: Call | None, error: Exception) -> Response:
         headers = dict(error.headers or {})  # such as Allow
     elif isinstance(error, DataError):
         status, message = 400, error.message + (f" ({error.hint})" if error.hint else "")
-        param = named.group(1) if (named := re.match(r"`(\w+)`", message)) else None
+        param = named.group(1) if (named := re.match(r"`([\w.-]+)`", message)) else None
     else:  # the log says where, but not what: that might quote a prompt
         where = traceback.extract_tb(error.__traceback__)[-1]
         LOG.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
@@ -157,14 +161,14 @@ def parse(body: bytes) -> dict[str, Any]:
     return document
 
 
-def check(given: Mapping[str, Any], predictor: Predictor) -> tuple[list[str], list[Request], int]:
+def check(
+    given: Mapping[str, Any], predictor: Predictor
+) -> tuple[list[str], list[Request], int, list[str]]:
     """Checks a body of /v1/completions without nulls: the prompt of each choice, as text, its
-    request, and the number of tokens in the prompts. Raises Refusal or DataError."""
-    for name, inert in UNSUPPORTED.items():
-        if name in given and given[name] not in inert:
-            raise Refusal(f"`{name}` is unsupported", name, "unsupported_parameter")
-    kinds = {"model": str, "stream": bool, "echo": bool, "stream_options": dict}
-    for name, kind in kinds.items():
+    request, the number of tokens in the prompts, and the unknown names. Raises Refusal or
+    DataError."""
+    given, ignored = checked(given, {*COMPLETIONS, *predictor.names} - {"id"})
+    for name, kind in COMPLETIONS.items():
         if not isinstance(given.get(name, kind()), kind):
             raise Refusal(f"`{name}` is of the wrong type", name)
     check_model(given.get("model", predictor.name), predictor.name)
@@ -173,30 +177,36 @@ def check(given: Mapping[str, Any], predictor: Predictor) -> tuple[list[str], li
         raise Refusal("`n` must be a whole number from 1 to 8", "n")
     if isinstance(stop, list) and len(stop) > 4:
         raise Refusal("`stop` must be text or a list of at most 4 texts", "stop")
-    tokenizer, texts = predictor.task.tokenizer, list[str]()  # type: ignore[attr-defined]
-    ids = range(tokenizer.size)
     many = isinstance(prompt, list) and not all(type(i) is int for i in prompt)
     parts: list[Any] = prompt if many else [prompt]  # type: ignore[assignment]
     if len(parts) * copies > MOST_CHOICES:
         raise Refusal(f"one call may ask for at most {MOST_CHOICES} choices", "prompt")
+    asked = {name: value for name, value in given.items() if name not in COMPLETIONS}
+    most = given.get("max_tokens")
+    if only_echo := bool(given.get("echo")) and type(most) is int and most == 0:
+        asked["max_tokens"] = 1
+    texts: list[str] = []
+    requests: list[Request] = []
+    read = 0
     for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-        elif part and isinstance(part, list) and all(type(i) is int and i in ids for i in part):
-            texts.append(tokenizer.decode(part))
-        else:
-            message = f"`prompt` must be text, token ids below {tokenizer.size}, or a list of these"
-            raise Refusal(message, "prompt")
-    prompts, requests = [], []
-    for text in texts:
-        request = predictor.request({**given, "prompt": text}, {"max_tokens": 16, "temperature": 1})
+        request = predictor.request({**asked, "prompt": part}, {"max_tokens": 16, "temperature": 1})
+        read += len(request.prompt)
+        text = part if isinstance(part, str) else predictor.task.tokenizer.decode(part)  # type: ignore[attr-defined]
         for copy in range(copies):  # each its own text, and the first is that of /predict
             seed = request.sampling.seed + copy if "seed" in given else secrets.randbits(63)
             sampling = replace(request.sampling, seed=seed % (1 << 63))
-            requests.append(replace(request, sampling=sampling))
-            prompts.append(text)
-    # The model reads <|endoftext|> before each prompt: it counts, as in other engines.
-    return prompts, requests, len(texts) + int(tokenizer.encode_batch(texts)[1].sum())
+            most = 0 if only_echo else request.max_tokens
+            requests.append(replace(request, sampling=sampling, max_tokens=most))
+            texts.append(text)
+    return texts, requests, read, ignored
+
+
+def listed(ignored: Sequence[str]) -> dict[str, str]:
+    """The header that says which names of a request were ignored: percent-encoded, with commas
+    between them."""
+    names = [quote(name[:LONGEST_NAME], safe="", errors="replace") or '""' for name in ignored]
+    more = [f"...{len(names) - MOST_NAMES}-more"] if len(names) > MOST_NAMES else []
+    return {IGNORED: ", ".join(names[:MOST_NAMES] + more)} if names else {}
 
 
 def check_model(asked: str, served: str) -> None:
@@ -213,6 +223,9 @@ class Service:
         self.thread = ThreadPoolExecutor(1, "model")
         self.card = {"id": predictor.name, "object": "model", "created": int(time.time()),
                      "owned_by": "bigmodel"}  # fmt: skip
+        shape = predictor.model.config.shape
+        if shape.vocabulary:  # what reads tokens, or items
+            self.card["max_model_len"] = shape.context
 
     async def run(self, requests: Sequence[Request], receive: Receive) -> AsyncIterator[Event]:
         """The answers as they come. Raises ClientDisconnect, or what the model raises."""
@@ -281,17 +294,19 @@ class Service:
         """Like one line of `bigmodel predict`."""
         document = await read_object(call)
         request = await asyncio.to_thread(self.predictor.request, document, {})
+        headers = listed(self.predictor.ignored(document))
         answer = {"id": document["id"]} if "id" in document else {}
         async for _, _, whole, _ in self.run([request], call.receive):
             answer.update(whole or {})
-        return respond(answer)
+        return respond(answer, 200, **headers)
 
     async def completions(self, call: Call) -> Response:
         """OpenAI's text completions, whole or as server-sent events."""
         if self.predictor.task.field != "prompt" or not self.predictor.model.config.shape.causal:
             raise Refusal("this model does not continue text; use POST /predict", status=404)
         given = {k: v for k, v in (await read_object(call)).items() if v is not None}
-        prompts, requests, read = await asyncio.to_thread(check, given, self.predictor)
+        checked_ = await asyncio.to_thread(check, given, self.predictor)
+        prompts, requests, read, ignored = checked_
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion",
                 "created": int(time.time()), "model": self.predictor.name}  # fmt: skip
         counted = given.get("stream_options", {}).get("include_usage") is True
@@ -323,13 +338,16 @@ class Service:
                 yield b"data: " + bytes((await refuse(None, error)).body) + b"\n\n"
 
         if given.get("stream"):
-            return StreamingResponse(stream(), media_type="text/event-stream")
+            return StreamingResponse(
+                stream(), headers=listed(ignored), media_type="text/event-stream"
+            )
         reasons: list[str] = [""] * len(prompts)
         async for index, text, whole, tokens in self.run(requests, call.receive):
             texts[index] += text
             if whole:
                 reasons[index], written = whole["finish_reason"], written + tokens
-        return respond(document(*zip(range(len(texts)), texts, reasons), usage=True))
+        answer = document(*zip(range(len(texts)), texts, reasons), usage=True)
+        return respond(answer, 200, **listed(ignored))
 
 
 def app(predictor: Predictor) -> FastAPI:

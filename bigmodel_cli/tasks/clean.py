@@ -1,4 +1,8 @@
-"""Cleaning text, column by column, with every drop in the ledger."""
+"""Cleaning text, column by column, with every drop in the ledger.
+
+What `prepare` does to the text of a row, `cleaned` does to that of a request, by the same
+functions: what is served is what was evaluated.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,44 @@ from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.tasks import Rows, Units
 
-# C0 but tab, newline, form feed, carriage return; DEL; C1; a byte order mark inside of text
-CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{80}-\x{84}\x{86}-\x{9f}\x{feff}]"
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")  # the same
+# Classes of characters, which Arrow and Python both read: C0 but tab, newline, form feed, carriage
+# return; DEL; C1; a byte order mark inside of text
+CONTROL = "[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]"
+# All but spaces, and characters that have no width, or show nothing: Unicode's White_Space and
+# Default_Ignorable_Code_Point, marks of annotations, the empty Braille pattern
+VISIBLE = (
+    "[^\t-\r\x1c- \x85\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f"
+    "\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_CONTROL, _VISIBLE = re.compile(CONTROL), re.compile(VISIBLE)
 TEXT_NAMES = ("text", "content", "body", "document", "story", "article", "code", "sentence")
 
 
 def cut_control(text: str) -> str:
     """A text without control characters."""
     return _CONTROL.sub("", text)
+
+
+def trimmed(texts: pa.Array) -> pa.Array:
+    """Texts without the spaces around them."""
+    return pc.utf8_trim_whitespace(texts)
+
+
+def blank(texts: pa.Array) -> NDArray[np.bool_]:
+    """Which texts show nothing: those that are empty, or have only spaces and characters without
+    width."""
+    found: NDArray[np.bool_] = ~as_array(pc.match_substring_regex(texts, VISIBLE))
+    return found
+
+
+def cleaned(text: str, trim: bool = False) -> tuple[str, bool]:
+    """The text of a request as `prepare` has that of a row, and whether it is blank. trim: whether
+    the task's rows lose the spaces around them."""
+    text = cut_control(text)
+    if trim:
+        (text,) = trimmed(pa.array([text], pa.large_string())).to_pylist()
+    return text, not _VISIBLE.search(text)
 
 
 def as_column(values: NDArray[Any]) -> pa.Array:
@@ -95,7 +128,7 @@ def named_column(
 class Cleaning:
     """Rows whose columns of text are being cleaned: which of them are left, and their sizes.
 
-    Control characters are cut out; rows that lack one of the texts, or have an empty one, are
+    Control characters are cut out; rows that lack one of the texts, or have a blank one, are
     dropped.
     """
 
@@ -119,8 +152,7 @@ class Cleaning:
             cut = [pc.replace_substring_regex(text, CONTROL, "") for text in self.texts]
             self.replace("control_characters", cut)
         for text in self.texts:
-            blank = (as_array(pc.binary_length(text)) == 0) | as_array(pc.utf8_is_space(text))
-            self.drop("empty", blank)
+            self.drop("empty", blank(text))
 
     def _sizes(self) -> NDArray[np.int64]:
         sizes: NDArray[np.int64] = np.zeros(len(self.kept), np.int64)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bigmodel_cli.artifacts.ledger import SHOWN, Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.tasks import Rows, Units
-from bigmodel_cli.tasks.clean import as_array, as_column
+from bigmodel_cli.tasks.clean import as_array, as_column, trimmed
 
 PARTS = ("train", "val", "test")
 BLOCK = 1 << 20  # interactions in one batch of units
@@ -109,7 +109,7 @@ class _Names:
 
     def codes(self, column: pa.Array) -> NDArray[np.int32]:
         """The number of each text: (n,); −1 where there is none."""
-        coded = pc.dictionary_encode(pc.utf8_trim_whitespace(column))
+        coded = pc.dictionary_encode(trimmed(column))
         known = self._numbers
         table = [known.setdefault(name, len(known)) if name else -1
                  for name in coded.dictionary.to_pylist()]  # fmt: skip

@@ -332,9 +332,17 @@ class Language(TextTask):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.requests import text_request
+        from bigmodel_cli.tasks.requests import cleaned_field, generation, prompt_ids
 
-        return text_request(document, "prompt")
+        if self.masked:
+            for name in ("temperature", "stop"):
+                if document.get(name):
+                    raise DataError(
+                        f"`{name}` is unsupported here: each gap gets its most likely token",
+                        "leave it out",
+                    )
+            return generation(document, cleaned_field(document, "prompt"))
+        return generation(document, prompt_ids(document, self.tokenizer, self.options.context))
 
     def echo(self, text: str) -> str:
         return "" if self.masked else text
@@ -349,7 +357,7 @@ class Language(TextTask):
                 text = fill(model, self.tokenizer, request.prompt)
                 yield index, text, {"text": text, "finish_reason": "stop"}
             return
-        prompts = [[self.tokenizer.endoftext, *self.tokenizer.encode(r.prompt)] for r in requests]
+        prompts = [request.prompt for request in requests]
         for index, text, reason, whole in write(model, self.tokenizer, prompts, requests):
             last = {"text": whole, "finish_reason": reason} if reason else None
             yield index, text, last

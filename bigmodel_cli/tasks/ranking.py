@@ -36,11 +36,13 @@ RECOMMENDED = "recommended"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A request: the known items of the history, how many are wanted, whether known ones are."""
+    """A request: the known items of the history, how many are wanted, whether known ones are, and
+    how many items of the history are unknown."""
 
     history: list[int]
     k: int
     repeat: bool
+    unknown: int
 
 
 @dataclass(frozen=True, slots=True)

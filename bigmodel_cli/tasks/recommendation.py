@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
+    from bigmodel_cli.tasks.catalogue import Catalogue
     from bigmodel_cli.tasks.ranking import Wish
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
@@ -83,7 +84,7 @@ class Recommendation(Task):
     def __init__(self, options: Any, names: Sequence[str] = (), counts: Sequence[int] = ()) -> None:
         super().__init__(options)
         self.names, self.counts = list(names), list(counts)
-        self._numbers: dict[str, int] = {}
+        self._catalogue: Catalogue | None = None
         self._remarks: list[str] = []
 
     @property
@@ -323,7 +324,7 @@ class Recommendation(Task):
             if unit not in chosen:
                 continue
             chosen.remove(unit)
-            wish = Wish(history[:place].tolist(), 5, self.options.repeat)
+            wish = Wish(history[:place].tolist(), 5, self.options.repeat, 0)
             answer = next(last for *_, last in self.answer(model, [Request(wish)]) if last)
             shown = [self.names[i] for i in history[:place][-SHOWN_HISTORY:].tolist()]
             found.append({
@@ -348,12 +349,13 @@ class Recommendation(Task):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
+        from bigmodel_cli.tasks.catalogue import Catalogue
         from bigmodel_cli.tasks.ranking import Wish
         from bigmodel_cli.tasks.requests import number_field, shown
 
         history = document.get("history")
         if isinstance(history, str):
-            history = [part.strip() for part in history.split(",") if part.strip()]
+            history = [part for part in history.split(",") if part.strip()]
         if not isinstance(history, list) or not all(
             isinstance(item, str | int | float) and not isinstance(item, bool) for item in history
         ):
@@ -366,18 +368,18 @@ class Recommendation(Task):
         repeat = document.get("repeat")
         if not isinstance(repeat, bool | None):
             raise DataError(f"`repeat` must be true or false, but is `{shown(repeat)}`")
-        if not self._numbers:
-            self._numbers = {name: place for place, name in enumerate(self.names)}
-        places = (self._numbers.get(str(item).strip()) for item in history)
-        known = [place for place in places if place is not None]
+        self._catalogue = self._catalogue or Catalogue(self.names)
+        known = self._catalogue.known(history)
         k = int(number_field(document, "k", 10, 1, MOST_ITEMS, whole=True))
-        return Request(Wish(known, k, self.options.repeat if repeat is None else repeat))
+        repeat = self.options.repeat if repeat is None else repeat
+        return Request(Wish(known, k, repeat, len(history) - len(known)))
 
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
         """The likeliest items, with the logarithms of their probabilities; to a history without a
-        known item the most popular ones, with those of their shares of training."""
+        known item the most popular ones, with those of their shares of training. What is unknown
+        of the history, and what is before the last items that the model reads, is counted."""
         import math
 
         from bigmodel_cli.tasks.ranking import ahead, best
@@ -405,4 +407,11 @@ class Recommendation(Task):
             items = [{"item": self.names[i], "score": round(score, 4)} for i, score in ranked]
             shown = "\n".join(f"{score:9.4f}  {self.names[i]}" for i, score in ranked)
             note = "no known item in the history: the most popular\n" if fallback else ""
-            yield index, note + shown, {"items": items, "fallback": fallback}
+            whole = {"items": items, "fallback": fallback}
+            if wish.unknown:
+                whole["unknown"] = wish.unknown
+                note += f"unknown items of the history, left out: {wish.unknown:,}\n"
+            if (rest := len(wish.history) - self.options.context) > 0:
+                whole["truncated"] = rest
+                note += f"the first {rest:,} items of the history were not read\n"
+            yield index, note + shown, whole

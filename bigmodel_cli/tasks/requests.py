@@ -34,9 +34,51 @@ def text_field(document: Mapping[str, Any], field: str) -> str:
     return prompt
 
 
-def text_request(document: Mapping[str, Any], field: str) -> Request:
-    """Checks a JSON request; null is absent, unknown fields are ignored. Raises DataError."""
-    return generation(document, text_field(document, field))
+def cleaned_field(document: Mapping[str, Any], field: str, trim: bool = False) -> str:
+    """A request's text, cleaned as `prepare` cleans a row's. Raises DataError where it is blank."""
+    from bigmodel_cli.tasks.clean import cleaned
+
+    text, blank = cleaned(text_field(document, field), trim)
+    if blank:
+        raise DataError(
+            f"`{field}` is blank: `{shown(document[field])}` has no visible character",
+            "give it a text, or leave the request out",
+        )
+    return text
+
+
+def prompt_ids(document: Mapping[str, Any], tokenizer: Tokenizer, context: int) -> list[int]:
+    """What a model that continues text reads: the ids that `prompt` lists, exactly, or those of
+    its text, after `<|endoftext|>`. Raises DataError for more than the model reads at once.
+
+    An empty text is a request, too: the model then begins one of its own.
+    """
+    from bigmodel_cli.tasks.clean import cleaned
+
+    prompt = document.get("prompt")
+    if isinstance(prompt, list):
+        if not prompt or not all(type(i) is int and 0 <= i < tokenizer.size for i in prompt):
+            raise DataError(
+                f"`prompt` must be text, or a list of token ids below {tokenizer.size}, but is "
+                f"`{shown(prompt)}`",
+                'for example {"prompt": "…"}',
+            )
+        ids = list(prompt)
+    else:
+        given = text_field(document, "prompt")
+        text, _ = cleaned(given)
+        if given and not text:
+            raise DataError(
+                f"`prompt` is blank: `{shown(given)}` consists of control characters",
+                'give a text; {"prompt": ""} lets the model begin one',
+            )
+        ids = [tokenizer.endoftext, *tokenizer.encode(text)]
+    if len(ids) > context:
+        raise DataError(
+            f"`prompt` has {len(ids):,} tokens, but the model reads at most {context:,}",
+            "shorten it, or train with a longer --context",
+        )
+    return ids
 
 
 def generation(document: Mapping[str, Any], prompt: Any) -> Request:
@@ -118,8 +160,8 @@ def write(
     """Answers a batch: (request, new text, finish reason or "", the whole text at the end).
 
     A text ends at `<|endoftext|>` (or one of `ends`) and before a stop text, with reason `stop`,
-    or at its number of tokens, with reason `length`. Text that may be the beginning of a stop
-    text is held back until it is known.
+    or at its number of tokens, with reason `length`: at once, where that is 0. Text that may be the
+    beginning of a stop text is held back until it is known.
     """
     ends = (tokenizer.endoftext, *ends)
     banned = [token for token in tokenizer.specials if token not in ends]
@@ -127,6 +169,9 @@ def write(
     streams = [TextStream(tokenizer) for _ in requests]
     sent = [0] * len(requests)
     counts = [0] * len(requests)
+    nothing = {index for index, request in enumerate(requests) if not request.max_tokens}
+    yield from ((index, "", "length", "") for index in sorted(nothing))
+    decoder.finish(nothing)
     while decoder.slots:
         finished = set()
         for index, token in decoder.step():

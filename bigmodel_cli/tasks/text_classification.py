@@ -247,7 +247,8 @@ class TextClassification(TextTask, Classification):
         found = []
         for unit in generator(SAMPLES, seed).permutation(len(split))[:count].tolist():
             text = self._text(split, unit)
-            answer = next(last for *_, last in self.answer(model, [Request(text)]) if last)
+            request = Request(split.values("tokens", unit, unit + 1).tolist())
+            answer = next(last for *_, last in self.answer(model, [request]) if last)
             label = self.labels[int(split.column("label")[unit])]
             found.append({"prompt": text[:1000] + "\n", "output": shown_label(answer),
                           "reference": label})  # fmt: skip
@@ -262,17 +263,26 @@ class TextClassification(TextTask, Classification):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.requests import text_field
+        from bigmodel_cli.tasks.requests import cleaned_field
 
-        return Request(text_field(document, "text"))
+        text = cleaned_field(document, "text")
+        return Request([self.tokenizer.endoftext, *self.tokenizer.encode(text)])
 
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+        """As training does, it reads the first tokens of a long text, and says how many it does
+        not read."""
         import numpy as np
 
-        def inputs(requests: Sequence[Request]) -> Mapping[str, Tensor]:
-            ids = [[self.tokenizer.endoftext, *self.tokenizer.encode(r.prompt)] for r in requests]
-            return self._inputs([np.array(part[: self.options.context]) for part in ids])
+        context = self.options.context
 
-        yield from self.told(model, requests, inputs)
+        def inputs(requests: Sequence[Request]) -> Mapping[str, Tensor]:
+            return self._inputs([np.array(request.prompt[:context]) for request in requests])
+
+        for index, shown, whole in self.told(model, requests, inputs):
+            rest = len(requests[index].prompt) - context
+            if whole and rest > 0:
+                shown += f"\nthe last {rest:,} tokens of the text were not read"
+                whole["truncated"] = rest
+            yield index, shown, whole

@@ -117,13 +117,12 @@ class Translation(TextTask):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from bigmodel_cli.tasks.clean import Cleaning, as_array
+        from bigmodel_cli.tasks.clean import Cleaning, as_array, trimmed
 
         del shares
         for batch in rows:
             cleaning = Cleaning(batch, ledger, [*USUAL])
-            trimmed = [pc.utf8_trim_whitespace(text) for text in cleaning.texts]
-            cleaning.replace("outer_space", trimmed)
+            cleaning.replace("outer_space", [trimmed(text) for text in cleaning.texts])
             source, target = cleaning.texts
             cleaning.drop("copied", as_array(pc.equal(source, target)))
             lengths = [as_array(pc.utf8_length(text)) for text in (source, target)]
@@ -357,9 +356,9 @@ class Translation(TextTask):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.requests import number_field, text_field
+        from bigmodel_cli.tasks.requests import cleaned_field, number_field
 
-        text = text_field(document, "source").strip()
+        text = cleaned_field(document, "source", trim=True)
         count, most = len(self.tokenizer.encode(text)), self.options.context // 2
         if count > most:
             raise DataError(

@@ -326,7 +326,8 @@ def test_choices(http: httpx.Client, predictor: Predictor) -> None:
         assert [choice["text"] for choice in alone["choices"]] == texts[number * 8 :][:8]
         predicted = http.post("/predict", json={"prompt": prompt, **hot}).json()
         assert predicted["text"] == texts[number * 8]
-    ids = [predictor.task.tokenizer.encode(prompt) for prompt in ("Zü", "日本")]  # type: ignore[attr-defined]
+    codec = predictor.task.tokenizer  # type: ignore[attr-defined]
+    ids = [[codec.endoftext, *codec.encode(prompt)] for prompt in ("Zü", "日本")]
     assert complete(http, prompt=ids, n=8, **hot)["choices"] == answer["choices"]
     one = complete(http, prompt=ids[1], **hot)
     assert one["choices"][0]["text"] == texts[8]
@@ -393,7 +394,10 @@ def test_wrong_completions(http: httpx.Client, extra: dict[str, Any], param: str
 
 def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
     complete(http, prompt="x", logprobs=0, best_of=1, suffix="", n=None, stream_options=None)
-    complete(http, prompt="x", best_of=0, logit_bias={"5": 1}, seed=(1 << 63) - 1, n=2)
+    complete(http, prompt="x", best_of=0, logit_bias={}, seed=(1 << 63) - 1, n=2)
+    complete(http, prompt="x", frequency_penalty=0, presence_penalty=0.0, min_p=0, min_tokens=0)
+    complete(http, prompt="x", repetition_penalty=1, response_format={"type": "text"})
+    complete(http, prompt="x", stop_token_ids=[], skip_special_tokens=True, ignore_eos=False)
     complete(http, prompt=[0, 5, 271, 255], stream=None, echo=None, model="tiny/model")
 
 
@@ -429,6 +433,157 @@ def test_a_masked_model_has_no_completions(tmp_path: Path) -> None:
     assert "/predict" in problem(completions, 404)["message"]
     assert "left out" in problem(wrong, 400)["message"]
     assert right.json().keys() == {"id", "text", "finish_reason"}
+
+
+# What is asked ---------------------------------------------------------------------------------
+
+
+def greedy(predictor: Predictor, ids: list[int], count: int) -> list[int]:
+    """What the model itself writes after these very ids."""
+    tokens = list(ids)
+    with torch.inference_mode():
+        for _ in range(count):
+            logits = predictor.model(torch.tensor([tokens]))[0, -1]
+            codec = predictor.task.tokenizer  # type: ignore[attr-defined]
+            logits[[i for i in codec.specials if i != codec.endoftext]] = -torch.inf
+            tokens.append(int(logits.argmax()))
+    return tokens[len(ids) :]
+
+
+def test_ids_are_read_exactly(http: httpx.Client, predictor: Predictor) -> None:
+    """Decoded and encoded again they would be others: half a character, specials."""
+    codec: Any = predictor.task.tokenizer  # type: ignore[attr-defined]
+    end, body = codec.endoftext, codec.encode(CYCLE)
+    prompts = [body[:5], [end, *body[:5]], [end, end], [codec.mask, *body[40:43]], body[1:3] * 9,
+               [end, *body[12:14]]]  # fmt: skip
+    how = {"max_tokens": 8, "temperature": 0}
+    texts = [codec.decode(greedy(predictor, ids, 8)) for ids in prompts]
+    assert len(set(texts)) > 3
+    for ids, text in zip(prompts, texts, strict=True):
+        answer = complete(http, prompt=ids, **how)
+        assert answer["choices"][0]["text"] == text
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+        assert http.post("/predict", json={"prompt": ids, "max_tokens": 8}).json()["text"] == text
+        echoed = complete(http, prompt=ids, echo=True, **how)["choices"][0]["text"]
+        assert echoed == codec.decode(ids) + text
+    together = complete(http, prompt=prompts, **how)
+    assert [choice["text"] for choice in together["choices"]] == texts
+    assert together["usage"]["prompt_tokens"] == sum(map(len, prompts))
+    mixed = complete(http, prompt=["Zü", prompts[2]], **how)  # texts and ids in one call
+    assert mixed["choices"][1]["text"] == texts[2]
+    assert mixed["usage"]["prompt_tokens"] == 4 + 2
+    for path in ("/predict", "/v1/completions"):
+        error = problem(http.post(path, json={"prompt": [5, codec.size]}), 400)
+        assert (error["param"], str(codec.size) in error["message"]) == ("prompt", True)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v1/completions"])
+def test_a_prompt_longer_than_the_context_is_refused(http: httpx.Client, path: str) -> None:
+    for prompt, count in (("x" * 64, 65), ("狐" * 30, 91), ([5] * 65, 65)):
+        error = problem(http.post(path, json={"prompt": prompt, "max_tokens": 1}), 400)
+        assert error["param"] == "prompt"
+        assert f"has {count} tokens" in error["message"]
+        assert f"at most {CONTEXT}" in error["message"]
+    for fits in ("x" * 63, [5] * 64):
+        assert http.post(path, json={"prompt": fits, "max_tokens": 1}).status_code == 200
+    assert complete(http, prompt="x" * 63, max_tokens=1)["usage"]["prompt_tokens"] == 64
+
+
+def test_the_card_says_how_much_it_reads(http: httpx.Client, strict: openai.OpenAI) -> None:
+    assert http.get("/v1/models").json()["data"][0]["max_model_len"] == CONTEXT
+    assert http.get("/v1/models/tiny/model").json()["max_model_len"] == CONTEXT
+    assert strict.models.retrieve("tiny/model").to_dict()["max_model_len"] == CONTEXT
+
+
+def test_control_characters_are_not_read(http: httpx.Client) -> None:
+    for path in ("/predict", "/v1/completions"):
+        how = {"max_tokens": 9, "temperature": 0}
+        clean, odd = (
+            http.post(path, json={"prompt": prompt, **how}).json()
+            for prompt in ("Zürich", "\ufeffZü\x00r\x1fich")
+        )
+        for answer in (clean, odd):
+            answer.pop("id", None)
+            answer.pop("created", None)
+        assert clean == odd
+        error = problem(http.post(path, json={"prompt": "\x00\x01", **how}), 400)
+        assert (error["param"], "blank" in error["message"]) == ("prompt", True)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v1/completions"])
+@pytest.mark.parametrize(("extra", "names"), [
+    ({"frequency_penalty": 0.5}, ["frequency_penalty"]), ({"min_p": 0.1}, ["min_p"]),
+    ({"logit_bias": {"5": 1}, "presence_penalty": -1}, ["logit_bias", "presence_penalty"]),
+    ({"repetition_penalty": 1.1}, ["repetition_penalty"]), ({"min_tokens": 3}, ["min_tokens"]),
+    ({"response_format": {"type": "json_object"}}, ["response_format"]),
+    ({"stop_token_ids": [3]}, ["stop_token_ids"]), ({"best_of": 3}, ["best_of"]),
+    ({"guided_json": {}}, ["guided_json"]), ({"ignore_eos": True}, ["ignore_eos"]),
+    ({"temprature": 0.5}, ["temprature", "temperature"]), ({"max_token": 9}, ["max_tokens"]),
+    ({"top-p": 0.5}, ["top-p", "top_p"]), ({"stoop": "x"}, ["stoop", "stop"]),
+    ({"beam": 4}, ["beam"]), ({"logprobs": 5}, ["logprobs"]),
+])  # fmt: skip
+def test_parameters_that_would_be_ignored_are_refused(
+    http: httpx.Client, path: str, extra: dict[str, Any], names: list[str]
+) -> None:
+    error = problem(http.post(path, json={"prompt": "x", "max_tokens": 1, **extra}), 400)
+    assert error["param"] == next(iter(extra))
+    assert all(f"`{name}`" in error["message"] for name in names)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v1/completions"])
+def test_other_names_are_ignored_and_listed(http: httpx.Client, path: str) -> None:
+    odd = {"user": "me", "a\r\nset-cookie: x": 1, "名,字": 2, "\ud800": 3, "": 4, "none": None}
+    answer = http.post(path, content=json.dumps({"prompt": "x", "max_tokens": 1, **odd}).encode())
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers
+    names = answer.headers["x-ignored-parameters"].split(", ")
+    assert names == ["user", "a%0D%0Aset-cookie%3A%20x", "%E5%90%8D%2C%E5%AD%97", "%3F", '""']
+    many = {f"{number:03d}" * 30: 1 for number in range(100)}
+    answer = http.post(path, json={"prompt": "x", "max_tokens": 1, **many})
+    assert answer.headers["x-ignored-parameters"].endswith(", ...68-more")
+    assert len(answer.headers["x-ignored-parameters"]) < 4096
+    answer = http.post(path, json={"prompt": "x", "max_tokens": 1})
+    assert "x-ignored-parameters" not in answer.headers
+    problem(http.post(path, json={"prompt": "x", **{f"name {n}": n for n in range(101)}}), 400)
+
+
+def test_a_stream_lists_what_it_ignores(http: httpx.Client) -> None:
+    document = {"prompt": "x", "max_tokens": 1, "stream": True, "user": "me"}
+    answer = http.post("/v1/completions", json=document)
+    assert answer.headers["x-ignored-parameters"] == "user"
+
+
+def test_max_completion_tokens_is_max_tokens(http: httpx.Client) -> None:
+    wanted = complete(http, prompt="Zü", max_tokens=5, temperature=0)
+    found = complete(http, prompt="Zü", max_completion_tokens=5, temperature=0)
+    assert found["choices"] == wanted["choices"]
+    assert found["usage"]["completion_tokens"] == 5
+    both = {"prompt": "Zü", "max_tokens": 5, "max_completion_tokens": 6}
+    problem(http.post("/v1/completions", json=both), 400)
+    predicted = http.post("/predict", json={"prompt": "Zü", "max_completion_tokens": 5}).json()
+    assert predicted["text"] == wanted["choices"][0]["text"]
+
+
+def test_an_echo_of_no_more_than_the_prompt(http: httpx.Client, predictor: Predictor) -> None:
+    codec: Any = predictor.task.tokenizer  # type: ignore[attr-defined]
+    ids = codec.encode("日本")
+    for document in ({"prompt": ["Zü", ids], "n": 2}, {"prompt": ["Zü", ids], "n": 2, "stop": "x"}):
+        answer = complete(http, **document, echo=True, max_tokens=0)
+        texts = [(choice["text"], choice["finish_reason"]) for choice in answer["choices"]]
+        assert texts == [("Zü", "length")] * 2 + [("日本", "length")] * 2
+        assert answer["usage"] == {
+            "prompt_tokens": 4 + 6,
+            "completion_tokens": 0,
+            "total_tokens": 10,
+        }
+        assert joined(events(http, **document, echo=True, max_tokens=0)) == dict(enumerate(texts))
+    for wrong in (
+        {"max_tokens": 0},
+        {"max_tokens": 0, "echo": False},
+        {"max_tokens": False, "echo": True},
+    ):
+        error = problem(http.post("/v1/completions", json={"prompt": "x", **wrong}), 400)
+        assert error["param"] == "max_tokens"
 
 
 # Errors --------------------------------------------------------------------------------------

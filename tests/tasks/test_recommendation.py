@@ -494,5 +494,6 @@ def test_a_history_of_all_items_leaves_nothing_to_recommend(work: Path) -> None:
     names = predictor.task.names  # type: ignore[attr-defined]
     lines = [json.dumps({"history": names}).encode(), b'{"history": ["nobody had it"]}']
     known, unknown = predictor.answer_lines(lines, {})
-    assert known == {"items": [], "fallback": False}
+    assert known == {"items": [], "fallback": False, "truncated": len(names) - 50}
     assert unknown["fallback"]
+    assert unknown["unknown"] == 1
