@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts.growth import MOST_GROWTH, growth
-from bigmodel_cli.artifacts.manifest import sha256, write_atomic
-from bigmodel_cli.errors import ArtifactError, UsageError
+from bigmodel_cli.artifacts.manifest import write_atomic
+from bigmodel_cli.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,6 +101,12 @@ class Tokenizer:
             token["id"]: token["content"] for token in spec["added_tokens"] if token["special"]
         }
         self.added = {token["id"] for token in spec["added_tokens"]}
+        model = spec["model"]
+        self.unknown: int | None = (  # what stands for text that has no token
+            model["unk_id"]
+            if model.get("unk_id") is not None
+            else inner.token_to_id(model.get("unk_token") or "")
+        )
         pre = spec.get("pre_tokenizer") or {}
         steps = pre.get("pretokenizers", [pre])
         self.pieces = (  # may a long text be cut at line ends before it is encoded?
@@ -108,6 +114,15 @@ class Tokenizer:
             and spec.get("normalizer") is None
             and not any(step.get("add_prefix_space") for step in steps)
         )
+
+        # special tokens that the model's vocabulary finds in a text which spells them
+        own = model["vocab"] if isinstance(model["vocab"], dict) else dict(model["vocab"])
+        whole = model["type"] != "BPE" or model.get("ignore_merges")  # else no merge makes them
+        self._spelled = [
+            token
+            for token, text in self.specials.items()
+            if whole and text in own and token != self.unknown
+        ]
 
         self._ids_of_bytes: NDArray[Any] | None = None  # where each byte is a token
         odd = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
@@ -141,7 +156,10 @@ class Tokenizer:
         fast, self._fast = self._fast, None
         added = [f"a{t['content']} {t['content']}b" for t in self._spec["added_tokens"]]
         proof = [*HARD, *self.specials.values(), *added, *texts]
-        ids, counts = self.encode_batch(proof)
+        try:
+            ids, counts = self.encode_batch(proof)
+        except DataError:  # it has no token for a hard text
+            return ""
         self._fast = fast
         fast_ids, fast_counts = self.encode_batch(proof)
         if np.array_equal(ids, fast_ids) and np.array_equal(counts, fast_counts):
@@ -151,7 +169,7 @@ class Tokenizer:
         while np.array_equal(ids[: counts[place]], fast_ids[: fast_counts[place]]):
             ids, fast_ids = ids[counts[place] :], fast_ids[fast_counts[place] :]
             place += 1
-        return f"gigatoken encodes {json.dumps(proof[place][:60])} in another way"
+        return f"gigatoken encodes {shorten(proof[place])} in another way"
 
     @functools.cached_property
     def _without_specials(self) -> str:
@@ -206,9 +224,24 @@ class Tokenizer:
 
             found = self._fast.encode_batch(ak.from_arrow(texts))
             return ak.to_numpy(ak.flatten(found)).astype(self.dtype), ak.to_numpy(ak.num(found))
-        encoded = self.inner.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        parts = [np.array(item.ids, self.dtype) for item in encoded]
-        return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)
+        parts = [np.array(item.ids, self.dtype) for item in self._items(texts.to_pylist())]
+        ids = np.concatenate(parts)
+        if self._spelled:
+            ids[np.isin(ids, self._spelled)] = self.unknown
+        return ids, np.array([len(part) for part in parts], np.int64)
+
+    def _items(self, texts: Sequence[str]) -> Any:
+        """Texts as `tokenizers` encodes them. Raises DataError for one that it cannot encode."""
+        try:
+            return self.inner.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # it raises plain Exception
+            if len(texts) > 1:
+                return [item for text in texts for item in self._items([text])]
+            raise DataError(
+                f"the tokenizer cannot encode `{shorten(texts[0])}`: {error}",
+                "use a tokenizer that has an unknown token, or a new one, which reads any text: "
+                "bigmodel prepare SOURCE --tokenizer bpe",
+            ) from None
 
     def encode(self, text: str) -> list[int]:
         return [int(i) for i in self.encode_batch([text])[0]]
@@ -250,6 +283,11 @@ class Tokenizer:
         write_atomic(folder / FILE, self.inner.to_str(pretty=True).encode())
 
 
+def shorten(text: str) -> str:
+    """The beginning of a text, on one line."""
+    return json.dumps(text if len(text) <= 60 else text[:57] + "…", ensure_ascii=False)
+
+
 def _pieces(text: memoryview) -> Iterator[int]:
     """The sizes of pieces of UTF-8 that end at line ends, else before spaces (where the regex would
     split as well), else anywhere between characters: the tokens are nearly those of the whole."""
@@ -288,6 +326,12 @@ def load(folder: Path, hint: str = HINT) -> Tokenizer:
         raise ArtifactError(f"the tokenizer `{path}` is corrupt: {error}", hint) from None
     if None in (tokenizer.endoftext, tokenizer.pad, tokenizer.mask):
         raise ArtifactError(f"the tokenizer `{path}` lacks {ENDOFTEXT}, {PAD} or {MASK}", hint)
+    highest = max(tokenizer.inner.get_vocab(with_added_tokens=True).values())
+    if highest >= tokenizer.size:
+        raise ArtifactError(
+            f"the tokenizer `{path}` has the id {highest:,}, but only {tokenizer.size:,} tokens",
+            hint,
+        )
     return tokenizer
 
 
@@ -344,51 +388,11 @@ def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[
         inner.pre_tokenizer = isolate(r"[\s\S]") if kind == "chars" else byte_level
         inner.add_special_tokens(list(SPECIALS))
     inner.decoder = decoders.ByteLevel()
-    return _finish(inner)
+    return finish(inner)
 
 
-def signature_of(source: str) -> str:
-    """What stands for somebody else's tokenizer in a fingerprint: the hash of a local file's
-    content, wherever it lies; else the name."""
-    path = _local(source)
-    return sha256(path) if path.is_file() else source
-
-
-def _local(source: str) -> Path:
-    """The file that a path means: itself, or that of a folder, a run or a bundle."""
-    path = Path(source)
-    if not path.is_dir():
-        return path
-    return next((p / FILE for p in (path, path / "codec") if (p / FILE).is_file()), path / FILE)
-
-
-def bring(source: str) -> Tokenizer:
-    """Somebody else's tokenizer: a tokenizer.json, a folder with one, or hf:ID (network).
-
-    Special tokens that it lacks are appended. Raises UsageError.
-    """
-    from tokenizers import Tokenizer as Inner
-
-    try:
-        if source.startswith("hf:"):
-            inner = Inner.from_pretrained(source.removeprefix("hf:"))
-        else:
-            inner = Inner.from_str(_local(source).read_text("utf-8"))
-    except Exception as error:  # `tokenizers` raises plain Exception
-        raise UsageError(
-            f"--tokenizer `{source}` cannot be loaded: {error}",
-            "give chars, bytes, a tokenizer.json, a run or bundle, or hf:ID",
-        ) from None
-    inner.add_special_tokens(list(SPECIALS))
-    try:
-        return _finish(inner)
-    except ValueError as error:
-        raise UsageError(
-            f"--tokenizer `{source}` cannot be used: {error}", "give another"
-        ) from None
-
-
-def _finish(inner: Any) -> Tokenizer:
+def finish(inner: Any) -> Tokenizer:
+    """A tokenizer that begins every text with `<|endoftext|>`, as all of ours do."""
     from tokenizers import processors
 
     # Every engine that loads it starts a text from the same ids as training did.

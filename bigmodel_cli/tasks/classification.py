@@ -6,9 +6,11 @@ Legend: B rows, C classes, k statistics.
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, DataError
@@ -34,6 +36,7 @@ MOST_CLASSES = 4096
 LONGEST_LABEL = 256  # bytes; what is longer is no label
 BINS = 15  # of confidence, for the calibration error
 SHOWN_CLASSES = 20  # of which a confusion matrix is shown whole; of more, the most frequent ones
+SHOWN_NAMES, SHOWN_REMARKS = 8, 5  # labels, and warnings of labels that are nearly alike
 ROWS = 64  # scored at a time
 
 
@@ -59,6 +62,8 @@ class Classification(Task):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.labels: list[str] = []
+        self.label_column = "label"  # what the source calls it
+        self.untrained: list[str] = []  # labels that no training row has
         self._counts: dict[str, int] = {}  # of rows with each label, while they are read
         self._weights: Tensor | None = None
 
@@ -91,22 +96,69 @@ class Classification(Task):
         return Units(table, units.keys.take(chosen), units.sizes[places], units.split,
                      lambda i: units.where(int(places[i])), strata=labels)  # fmt: skip
 
-    def fit_labels(self) -> str:
-        """Makes the list of classes from what was counted. Raises DataError."""
-        self.labels = sorted(self._counts)
+    def check_labels(self, ledger: Ledger) -> None:
+        """Raises DataError where the labels of all rows are no classes."""
         rows = sum(self._counts.values())
-        if len(self.labels) < 2:
+        if not rows:
+            return
+        column = f"the column `{self.label_column}`"
+        hint = "name the column that holds the classes: --column label=NAME"
+        if len(self._counts) < 2:
+            lost = ", ".join(f"{entry.rows:,} {why}" for why, entry in ledger.dropped.items())
             raise DataError(
-                f"there is only one label, {self.labels}, so nothing can be told apart",
-                "give rows of several classes, or name the right column: --column label=NAME",
+                f"there is only one label in {column}: {rows:,} rows with "
+                f"`{next(iter(self._counts))}`" + (f"; dropped were {lost}" if lost else ""),
+                f"give rows of at least two classes, or {hint}",
             )
-        if len(self.labels) > min(MOST_CLASSES, max(2, rows // 2)):
+        if len(self._counts) > min(MOST_CLASSES, max(2, rows // 2)):
             raise DataError(
-                f"{len(self.labels):,} different labels in {rows:,} rows are no classes",
-                "name the right column: --column label=NAME",
+                f"{column} has {len(self._counts):,} different labels in {rows:,} rows: too many "
+                f"classes to learn (at most {MOST_CLASSES:,}, with two rows each on average)",
+                f"{hint}, or leave the labels out: --task language",
             )
-        rarest = min(self.labels, key=lambda name: (self._counts[name], name))
-        return f"{len(self.labels):,} classes, the rarest `{rarest}` with {self._counts[rarest]:,}"
+
+    def fit_labels(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int
+    ) -> str:  # fmt: skip
+        """Makes the list of classes from what was counted, beside the labels of the train split,
+        which has `size` bytes. Raises DataError where there is only one."""
+        trained = Counter(
+            name for part in sample(size) for name in part.column("label").to_pylist()
+        )
+        self.labels = sorted(self._counts)
+        self.untrained = [name for name in self.labels if name not in trained]
+        if len(trained) < 2:
+            raise DataError(
+                f"the train split has only one label, `{next(iter(trained))}`: "
+                f"{_named(self.untrained)} come only in rows that are held out or were dropped",
+                "give training rows of at least two classes",
+            )
+        single = sum(count == 1 for count in self._counts.values())
+        alone = f", {single:,} of them with a single row, which is not held out" if single else ""
+        rarest = min(trained, key=lambda name: (trained[name], name))
+        return (f"{len(self.labels):,} classes{alone}, the rarest in training `{rarest}` with "
+                f"{trained[rarest]:,}")  # fmt: skip
+
+    def label_remarks(self) -> list[str]:
+        """What a person should know of the labels."""
+        alike: dict[str, list[str]] = {}
+        for name in self.labels:
+            plain = unicodedata.normalize("NFKC", name).casefold()
+            alike.setdefault("".join(plain.split()), []).append(name)
+        remarks = [
+            f"the labels {_named(names)} differ only in case, spaces or the width of characters, "
+            "but are different classes"
+            for names in alike.values() if len(names) > 1
+        ]  # fmt: skip
+        if len(remarks) > SHOWN_REMARKS:
+            more = len(remarks) - SHOWN_REMARKS
+            remarks[SHOWN_REMARKS:] = [f"and {more:,} more groups of labels that are nearly alike"]
+        if self.untrained:
+            remarks.append(
+                f"no training row has the labels {_named(self.untrained)}: a model never answers "
+                "with them, and is wrong on each of their held-out rows"
+            )
+        return remarks
 
     def codes(self, labels: pa.Array) -> NDArray[Any]:
         """The class of each label: (n,)."""
@@ -120,7 +172,17 @@ class Classification(Task):
         return json.dumps(self.labels)
 
     def save_labels(self, folder: Path) -> None:
-        write_json(folder / LABELS_FILE, {"labels": self.labels})
+        untrained = {"untrained": self.untrained} if self.untrained else {}
+        write_json(folder / LABELS_FILE, {"labels": self.labels, **untrained})
+
+    def read_untrained(self, folder: Path) -> Self:
+        """Takes the labels without a training row from a folder whose labels were read."""
+        document = read_json(folder / LABELS_FILE, "codec", "make it again")
+        untrained = document.get("untrained", [])
+        if not isinstance(untrained, list):
+            raise ArtifactError(f"the labels in `{folder}` are corrupt", "make them again")
+        self.untrained = [name for name in self.labels if name in untrained]
+        return self
 
     @staticmethod
     def read_labels(folder: Path) -> list[str]:
@@ -236,6 +298,14 @@ class Classification(Task):
             for i, name in enumerate(self.labels)
         ]  # fmt: skip
         tables = [Table("Classes", ["class", "precision", "recall", "F1", "rows"], rows)]
+        if self.untrained:
+            scored = {name: hit[i] + missed[i] for i, name in enumerate(self.labels)}
+            header = ["class", "rows", "accuracy"]
+            none: list[list[str | float]] = [
+                [name, f"{scored[name]:,.0f}", _shown(0.0 if scored[name] else float("nan"))]
+                for name in self.untrained
+            ]
+            tables.append(Table("Classes without a training row", header, none))
         confusion = counts["confusion"]
         if C <= SHOWN_CLASSES:
             body: list[list[str | float]] = [
@@ -292,6 +362,12 @@ def _f1(sums: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
     hit, wrong, missed = np.split(sums[..., 3 : 3 + 3 * classes], 3, -1)
     with np.errstate(invalid="ignore"):
         return 2 * hit / (2 * hit + wrong + missed)
+
+
+def _named(names: Sequence[str]) -> str:
+    """Names in backticks, the first ones of many."""
+    shown = ", ".join(f"`{name}`" for name in names[:SHOWN_NAMES])
+    return shown + (f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else "")
 
 
 def _shown(value: float) -> str:

@@ -196,13 +196,16 @@ def clean_text(rows: Rows, ledger: Ledger, shortest: int) -> Units | None:
     """Rows with a column `text` (and `follows`, `ends`: whether it goes on from the row before,
     and whether its document ends with it) as units; None if nothing is left.
 
-    Whole documents of under `shortest` characters are dropped.
+    Whole documents of under `shortest` characters are dropped; one of a script that has no spaces,
+    or whose characters are syllables, counts as three.
     """
+    from bigmodel_cli.tasks.scripts import WIDE, lengths
+
     cleaning = Cleaning(rows, ledger, ["text"])
     (text,) = cleaning.texts
     short = as_array(rows.table.column("ends")) & ~as_array(rows.table.column("follows"))
     short &= cleaning.sizes < 4 * shortest  # bytes: a character has up to four
     places = np.flatnonzero(short)
-    short[places] = as_array(pc.utf8_length(text.take(as_column(places)))) < shortest
+    short[places] = lengths(text.take(as_column(places)), WIDE) < shortest
     cleaning.drop("too_short", short)
     return cleaning.units(text)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-WORD = re.compile(r"\w+|[^\w\s]")
+from bigmodel_cli.tasks.scripts import WORD, joined
+
 NOTHING = ""  # a source word in every pair, for target words that none of the others brings
 PLACES = 8 << 20  # most of them that are learned from
 ROUNDS = 5  # of expectation and maximization
@@ -54,6 +55,7 @@ class Dictionary:
             self.best[names[0][source_U[place]]] = names[1][target_U[place]]
 
     def translate(self, text: str) -> str:
-        """Word for word, in the source's order, with spaces as they are usually set."""
+        """Word for word, in the source's order, with spaces as they are usually set. In a script
+        without spaces each character is a word."""
         words = [self.best.get(word, word) for word in WORD.findall(text)]
-        return re.sub(r" ([.,!?;:)%])", r"\1", " ".join(words))
+        return re.sub(r" ([.,!?;:)%。，、！？；：）])", r"\1", joined(words))

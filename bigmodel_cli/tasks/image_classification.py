@@ -126,8 +126,10 @@ class ImageClassification(Classification):
         from bigmodel_cli.tasks.clean import named_column
 
         names = {"image": IMAGE_NAMES, "label": LABEL_NAMES}
-        return {n: named_column(found, n, wanted.get(n), usual, where)
-                for n, usual in names.items()}  # fmt: skip
+        chosen = {n: named_column(found, n, wanted.get(n), usual, where)
+                  for n, usual in names.items()}  # fmt: skip
+        self.label_column = chosen["label"]
+        return chosen
 
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
@@ -139,6 +141,7 @@ class ImageClassification(Classification):
                 units = units and self.labelled(units, ledger)
                 if units is not None:
                     yield units
+        self.check_labels(ledger)
 
     def _decoded(self, rows: Rows, first: int, ledger: Ledger) -> Units | None:
         """Some rows as pixels; what is no picture is dropped. None if nothing is left."""
@@ -196,8 +199,8 @@ class ImageClassification(Classification):
     ) -> str:  # fmt: skip
         import numpy as np
 
-        del size, wait
-        classes = self.fit_labels()
+        del wait
+        classes = self.fit_labels(sample, size)
         C, S = self.form.channels, self.form.size
         count, sums, squares = 0, np.zeros(C), np.zeros(C)
         for part in sample(SAMPLE_BYTES):
@@ -232,10 +235,11 @@ class ImageClassification(Classification):
         )  # fmt: skip
 
     def remarks(self) -> list[str]:
-        if not self._faded:
-            return []
-        return [f"the first pictures were grey, so that {self._faded:,} coloured ones became grey, "
-                "too; --color rgb keeps colours"]  # fmt: skip
+        remarks = self.label_remarks()
+        if self._faded:
+            remarks.append(f"the first pictures were grey, so that {self._faded:,} coloured ones "
+                           "became grey, too; --color rgb keeps colours")  # fmt: skip
+        return remarks
 
     def save(self, folder: Path) -> None:
         self.save_labels(folder)
@@ -261,7 +265,8 @@ class ImageClassification(Classification):
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the codec `{folder}` is corrupt: {error!r}", "make it again"
                                 ) from None  # fmt: skip
-        return cls(options, form, cls.read_labels(folder), mean, deviation)
+        task = cls(options, form, cls.read_labels(folder), mean, deviation)
+        return task.read_untrained(folder)
 
     # train -----------------------------------------------------------------------------------
 

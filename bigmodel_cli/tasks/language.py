@@ -36,7 +36,13 @@ PASSES = 7  # a masked model is scored with every 7th token left out, about as i
 class LanguageOptions(TokenizerOptions):
     """Options of the language task, by stage."""
 
-    min_chars: int = option(10, "Drop documents of fewer characters.", stage="prepare", minimum=0)
+    min_chars: int = option(
+        10,
+        "Drop documents of fewer characters; each Chinese, Japanese, Korean, Thai … one counts as "
+        "three.",
+        stage="prepare",
+        minimum=0,
+    )
     objective: str = option(
         "next",
         "Learn the next token, or tokens left out (BERT).",

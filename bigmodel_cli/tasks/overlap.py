@@ -7,13 +7,20 @@ Legend: n sentences, k counts of one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bigmodel_cli.artifacts.manifest import read_json, write_json
+from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.tasks import Metric
 from bigmodel_cli.tasks.metrics import Sums
+
+BLEU_FILE = "bleu.json"
+USUAL = "13a"
+TOKENIZERS = (USUAL, "zh", "char")
 
 
 class Overlap:
@@ -48,11 +55,28 @@ class Overlap:
         return Metric(self.name, True, value)
 
 
-def bleu(first: int) -> Overlap:
-    """BLEU (Papineni et al. 2002), cased, tokenized as mteval-v13a does (Post 2018)."""
+def save_tokenizer(folder: Path, name: str) -> None:
+    """Keeps which of sacrebleu's tokenizers BLEU counts by, where it is not the usual one."""
+    if name != USUAL:
+        write_json(folder / BLEU_FILE, {"tokenizer": name})
+
+
+def read_tokenizer(folder: Path) -> str:
+    """Which of sacrebleu's tokenizers BLEU counts by. Raises ArtifactError."""
+    if not (folder / BLEU_FILE).exists():
+        return USUAL
+    name = read_json(folder / BLEU_FILE, "codec", "make it again").get("tokenizer")
+    if name not in TOKENIZERS:
+        raise ArtifactError(f"`{folder / BLEU_FILE}` is corrupt: {name!r}", "make it again")
+    return str(name)
+
+
+def bleu(first: int, tokenizer: str = USUAL) -> Overlap:
+    """BLEU (Papineni et al. 2002), cased, tokenized as mteval-v13a does (Post 2018), or by another
+    of sacrebleu's tokenizers."""
     from sacrebleu.metrics import BLEU
 
-    return Overlap("bleu", BLEU(), first)
+    return Overlap("bleu", BLEU(tokenize=tokenizer), first)
 
 
 def chrf(first: int) -> Overlap:

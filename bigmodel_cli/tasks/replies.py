@@ -57,10 +57,12 @@ def nearest(known: Sequence[tuple[str, str]], prompts: Sequence[str]) -> Iterato
     """The reply to the most similar prompt (cosine of TF-IDF over words and their pairs)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    from bigmodel_cli.tasks.scripts import WORDS
+
     if not known:
         yield from ("" for _ in prompts)
         return
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\S+")
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=WORDS)
     table = words.fit_transform(before for before, _ in known)
     for first in range(0, len(prompts), BATCH):
         similar = words.transform(prompts[first : first + BATCH]) @ table.T

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from bigmodel_cli.errors import UsageError
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Task
 
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from bigmodel_cli.artifacts.brought import Loss
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.artifacts.tokenizer import Tokenizer
 
 SAMPLE_BYTES = 32 << 20  # of training text for a tokenizer
 HASTE_BYTES = 4 << 20  # less text is encoded in the time that the fast encoder takes to load
+LOSS_BYTES = 1 << 20  # of training text that must come back from a tokenizer that was brought
+MOST_LOST = 0.2  # share of the bytes of that text that may be missing: more is refused
 PROOF_BYTES = 1 << 18  # of training text that both encoders must see alike
 NEW = ("bpe", "chars", "bytes")  # tokenizers that prepare makes itself
 
@@ -56,6 +60,7 @@ class TextTask(Task):
         super().__init__(options)
         self._tokenizer = tokenizer
         self._lossy_bytes = 0
+        self._loss: Loss | None = None  # of a tokenizer that was brought
         self._slow = ""  # why the fast encoder is not used
 
     @property
@@ -81,7 +86,7 @@ class TextTask(Task):
         return sorted(self.used_specials() - known)
 
     def identity(self) -> dict[str, Any]:
-        from bigmodel_cli.artifacts.tokenizer import signature_of
+        from bigmodel_cli.artifacts.brought import signature_of
 
         kind = self.options.tokenizer
         return {**super().identity(), "tokenizer": kind if kind in NEW else signature_of(kind)}
@@ -94,7 +99,7 @@ class TextTask(Task):
         self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
         wait: Callable[[Callable[[], None]], None],
     ) -> str:  # fmt: skip
-        from bigmodel_cli.artifacts import tokenizer
+        from bigmodel_cli.artifacts import brought, tokenizer
 
         def texts(limit: int) -> Iterator[str]:
             return (text for part in sample(limit) for text in self.texts(part))
@@ -107,8 +112,18 @@ class TextTask(Task):
             learned = f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"
             what = f"{kind} tokenizer: {self.tokenizer.size:,} tokens{asked}, {learned}"
         else:
-            self._tokenizer = tokenizer.bring(kind)
+            self._tokenizer = brought.bring(kind)
             what = f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"
+            unused = {brought.UNUSED.format(token) for token in self.tokenizer.specials}
+            if holes := len(unused & {*self.tokenizer.specials.values()}):
+                what += f", {holes:,} of them for ids that it does not use"
+            self._loss = brought.loss(self.tokenizer, texts(LOSS_BYTES))
+            if self._loss and self._loss.lost > MOST_LOST:
+                raise UsageError(
+                    f"--tokenizer `{kind}` loses more than {MOST_LOST:.0%} of the text: "
+                    f"{self._loss}",
+                    "bring one that was made for such text, or make one: --tokenizer bpe",
+                )
         if size > HASTE_BYTES:
             self._slow = self.tokenizer.hasten(list(texts(PROOF_BYTES)))
         return what
@@ -139,6 +154,10 @@ class TextTask(Task):
 
     def remarks(self) -> list[str]:
         remarks = [f"{self._slow}; tokenizers encoded, which is slower"] if self._slow else []
+        if self._loss:
+            remarks.append(
+                f"the tokenizer `{self.options.tokenizer}` is not lossless: {self._loss}"
+            )
         if self._lossy_bytes:
             remarks.append(
                 f"the tokenizer is not lossless: {abs(self._lossy_bytes):,} bytes differ between "

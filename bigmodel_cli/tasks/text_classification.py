@@ -47,7 +47,10 @@ class TextClassificationOptions(ClassOptions, TokenizerOptions):
         stage="train", minimum=0, maximum=0.9, panel="Optimization",
     )  # fmt: skip
 
-    min_chars: int = option(1, "Drop texts of fewer characters.", stage="prepare", minimum=0)
+    min_chars: int = option(
+        1, "Drop texts of fewer characters; each Chinese, Japanese, Korean, Thai … one counts as "
+        "three.", stage="prepare", minimum=0,
+    )  # fmt: skip
     context: int = option(
         256, "Tokens of a text that are kept: its first ones.", stage="prepare", minimum=2,
         maximum=1 << 20,
@@ -87,6 +90,7 @@ class TextClassification(TextTask, Classification):
         from bigmodel_cli.tasks.clean import named_column, text_column
 
         label = named_column(found, "label", wanted.get("label"), LABEL_NAMES, where)
+        self.label_column = label
         rest = {name: kind for name, kind in found.items() if name != label}
         return {"text": text_column(rest, wanted.get("text", ""), where), "label": label}
 
@@ -103,6 +107,7 @@ class TextClassification(TextTask, Classification):
             units = units and self.labelled(units, ledger)
             if units is not None:  # space around makes no other text
                 yield dataclasses.replace(units, keys=pc.utf8_trim_whitespace(units.keys))
+        self.check_labels(ledger)
 
     def texts(self, units: pa.RecordBatch) -> Iterable[str]:
         return list(units.column("text").to_pylist())
@@ -111,7 +116,10 @@ class TextClassification(TextTask, Classification):
         self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
         wait: Callable[[Callable[[], None]], None],
     ) -> str:  # fmt: skip
-        return f"{self.fit_labels()}; {super().fit(sample, size, wait)}"
+        return f"{self.fit_labels(sample, size)}; {super().fit(sample, size, wait)}"
+
+    def remarks(self) -> list[str]:
+        return [*super().remarks(), *self.label_remarks()]
 
     def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         import numpy as np
@@ -137,7 +145,8 @@ class TextClassification(TextTask, Classification):
     def load(cls, folder: Path, options: Any) -> Self:
         from bigmodel_cli.artifacts import tokenizer
 
-        return cls(options, tokenizer.load(folder), cls.read_labels(folder))
+        task = cls(options, tokenizer.load(folder), cls.read_labels(folder))
+        return task.read_untrained(folder)
 
     # train -----------------------------------------------------------------------------------
 
@@ -225,13 +234,14 @@ class TextClassification(TextTask, Classification):
         from sklearn.linear_model import LogisticRegression
 
         from bigmodel_cli.tasks.packing import BASELINE, generator
+        from bigmodel_cli.tasks.scripts import WORDS
 
         yield self.majority(train, split)
         chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_TEXTS]
         known = train.column("label")[chosen]
         if len(np.unique(known)) < 2:
             return
-        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\S+")
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=WORDS)
         learned = words.fit_transform(self._text(train, int(i)) for i in chosen)
         model = LogisticRegression(C=10.0, max_iter=1000).fit(learned, known)
         held = words.transform(self._text(split, i) for i in range(len(split)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sizes import Search, Shape
@@ -19,6 +19,8 @@ from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows,
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
+    from bigmodel_cli.artifacts.tokenizer import Tokenizer
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.tasks.overlap import Overlap
     from bigmodel_cli.tasks.rows import ShuffledPlan
@@ -40,6 +43,7 @@ LANGUAGES = (
     "os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta "
     "te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
 )
+BLEU_BYTES = 1 << 20  # of training pairs by whose targets it is chosen
 SHORT = 10  # characters: a shorter text counts as so many, since short ones differ by chance
 SEARCH = Search()  # how an evaluation writes
 MORE = 16  # tokens that a translation may have beyond twice its source's
@@ -54,7 +58,8 @@ class TranslationOptions(TokenizerOptions):
 
     max_ratio: float = option(
         4.0,
-        "Drop pairs of which one text has more than so many times the other's characters.",
+        "Drop pairs of which one text has more than so many times the other's characters; each "
+        "Chinese, Japanese or Korean one counts as three.",
         stage="prepare",
         minimum=1,
     )
@@ -76,6 +81,10 @@ class Translation(TextTask):
         "fluent and wrong; have somebody check what matters."
     )
     fields = ("beam", "length_penalty")
+
+    def __init__(self, options: Any, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(options, tokenizer)
+        self.bleu_tokenizer = "13a"  # of sacrebleu's, by the script of the targets
 
     # prepare ---------------------------------------------------------------------------------
 
@@ -118,6 +127,7 @@ class Translation(TextTask):
         import pyarrow.compute as pc
 
         from bigmodel_cli.tasks.clean import Cleaning, as_array, trimmed
+        from bigmodel_cli.tasks.scripts import DENSE, lengths
 
         del shares
         for batch in rows:
@@ -125,8 +135,8 @@ class Translation(TextTask):
             cleaning.replace("outer_space", [trimmed(text) for text in cleaning.texts])
             source, target = cleaning.texts
             cleaning.drop("copied", as_array(pc.equal(source, target)))
-            lengths = [as_array(pc.utf8_length(text)) for text in (source, target)]
-            long, short = np.maximum(*lengths), np.maximum(np.minimum(*lengths), SHORT)
+            sizes = [lengths(text, DENSE) for text in (source, target)]
+            long, short = np.maximum(*sizes), np.maximum(np.minimum(*sizes), SHORT)
             cleaning.drop("length_mismatch", long > self.options.max_ratio * short)
             between = pa.scalar("\x00", pa.large_string())
             keys = pc.binary_join_element_wise(source, target, between)
@@ -136,6 +146,31 @@ class Translation(TextTask):
 
     def texts(self, units: pa.RecordBatch) -> Iterable[str]:
         return (text for name in USUAL for text in units.column(name).to_pylist())
+
+    def fit(
+        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        wait: Callable[[Callable[[], None]], None],
+    ) -> str:  # fmt: skip
+        from bigmodel_cli.tasks.scripts import bleu_tokenizer
+
+        what = super().fit(sample, size, wait)
+        parts = (part.column("target").to_pylist() for part in sample(BLEU_BYTES))
+        self.bleu_tokenizer = bleu_tokenizer(text for part in parts for text in part)
+        return f"{what}; BLEU by sacrebleu's tokenizer `{self.bleu_tokenizer}`"
+
+    def save(self, folder: Path) -> None:
+        from bigmodel_cli.tasks.overlap import save_tokenizer
+
+        super().save(folder)
+        save_tokenizer(folder, self.bleu_tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path, options: Any) -> Self:
+        from bigmodel_cli.tasks.overlap import read_tokenizer
+
+        task = super().load(folder, options)
+        task.bleu_tokenizer = read_tokenizer(folder)
+        return task
 
     def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         del ledger  # what training cuts is counted by evaluations
@@ -223,7 +258,7 @@ class Translation(TextTask):
     def _overlaps(self) -> tuple[Overlap, Overlap]:
         from bigmodel_cli.tasks.overlap import bleu, chrf
 
-        first = bleu(len(LOSS))
+        first = bleu(len(LOSS), self.bleu_tokenizer)
         return first, chrf(first.first + first.size)
 
     @property

@@ -12,7 +12,8 @@ import pytest
 import tokenizers
 
 from bigmodel_cli.artifacts import tokenizer as subject
-from bigmodel_cli.artifacts.tokenizer import SPECIALS, Tokenizer, bring, load, train
+from bigmodel_cli.artifacts.brought import bring
+from bigmodel_cli.artifacts.tokenizer import SPECIALS, Tokenizer, load, train
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.tasks.requests import TextStream
 

@@ -128,7 +128,7 @@ def test_what_is_dropped_or_cut_is_in_the_ledger(tmp_path: Path) -> None:
     ("data", "says"),
     [
         (many(30, {"a": 30}), "only one label"),
-        ([(f"text {i}", f"{i}") for i in range(50)], "no classes"),
+        ([(f"text {i}", f"{i}") for i in range(50)], "50 different labels in 50 rows"),
         ([(f"text {i}", None) for i in range(9)], "nothing is left"),
     ],
 )
@@ -244,7 +244,7 @@ def test_the_command_line_says_what_it_found(empty: Cli) -> None:
     rows(empty.cwd, many(60, {"a": 40, "b": 20}))
     made = empty.works("prepare", "rows.jsonl", "--val", "0.2", "--test", "0.2")
     assert "task text-classification: it has `text`, `label`" in made.err
-    assert "2 classes, the rarest `b` with 20" in made.err
+    assert "2 classes, the rarest in training `b` with 12" in made.err
     assert "texts" in made.out
     empty.works("train", "--steps", "2", "--width", "16", "--layers", "1", "--heads", "1")
     shown = empty.works("evaluate")
