@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
 import signal
 import sys
@@ -17,10 +18,18 @@ from bigmodel_cli import __version__
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, status, train
 from bigmodel_cli.cli.options import layout
-from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError, StopError
+from bigmodel_cli.errors import (
+    NO_MEMORY,
+    BigmodelError,
+    InterruptError,
+    ResourceError,
+    StopError,
+    shortage,
+)
 from bigmodel_cli.events import Stop
 
 STARTED = time.monotonic()
+ROOM = 256 << 20  # bytes: a program that cannot have so many more is out of memory
 OTHERS_SECONDS = 5  # for rank 0 to say what went wrong
 STOP = Stop()
 
@@ -74,6 +83,10 @@ def main() -> None:
     # shared machine crawl (docs/defaults.md). It has to be said before torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # of a thread that ends for want of memory, the one that waits for it speaks
+    sys.unraisablehook = lambda found: (
+        None if isinstance(found.exc_value, MemoryError) else sys.__unraisablehook__(found)
+    )
     signal.signal(signal.SIGINT, STOP.on_signal)
     signal.signal(signal.SIGTERM, STOP.on_signal)
     code = 0
@@ -158,13 +171,9 @@ def as_known(error: BaseException) -> BigmodelError | StopError | None:
     """Our own error, or what an error of Python's or torch's means; None for a bug."""
     if isinstance(error, BigmodelError | StopError):
         return error
-    text = str(error)
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in text or "bad allocation" in text:
-        return ResourceError(
-            "out of memory", "try a smaller --micro-batch, --size or --context, or --threads 1"
-        )
-    if "usable temporary directory" in text:  # torch looks for one when it is loaded
+    if short := shortage(error):
+        return short
+    if "usable temporary directory" in str(error):  # torch looks for one when it is loaded
         return ResourceError(
             f"no room in the temporary directory `{os.environ.get('TMPDIR', '/tmp')}`",
             "free some space and run again",
@@ -182,7 +191,18 @@ def as_known(error: BaseException) -> BigmodelError | StopError | None:
             return ResourceError(
                 f"{where}{error.strerror or error}", "check the disk, the paths and permissions"
             )
+    if not _has_room():  # which libraries, in the middle of an import, report as errors of any kind
+        return ResourceError("out of memory", NO_MEMORY)
     return None
+
+
+def _has_room() -> bool:
+    """Whether a little more memory is to be had."""
+    try:
+        mmap.mmap(-1, ROOM).close()
+    except (OSError, MemoryError):
+        return False
+    return True
 
 
 def _workdir() -> Path:

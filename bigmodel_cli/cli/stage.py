@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from bigmodel_cli.cli import render
 from bigmodel_cli.events import Context
 from bigmodel_cli.options import Key, Resolved, resolve
+from bigmodel_cli.worker import can_start
 
 
 def settle(
@@ -17,6 +19,8 @@ def settle(
 ) -> Resolved | None:  # fmt: skip
     """The configuration in force; None when --show-config asked only to see it. others: keys that
     may be said, but are of no use to the task at hand, and not shown."""
+    if not can_start(len(os.sched_getaffinity(0))):  # numpy's OpenBLAS would interrupt us
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     known = list(known)
     resolved = resolve(stage, [*known, *others], flags, recipe=common["config"],
                        sets=common["set_"] or ())  # fmt: skip
