@@ -20,7 +20,7 @@ from bigmodel_cli.cli.app import as_known
 from bigmodel_cli.errors import DataError, ResourceError
 from bigmodel_cli.worker import Worker, ahead, can_start
 from tests.conftest import environment, write_corpus
-from tests.stages import ROOT
+from tests.stages import ROOT, as_a_stranger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -292,17 +292,6 @@ def test_a_command_without_threads_says_so(tmp_path: Path, where: str, first: st
     assert "error: " in done.stderr
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def as_a_stranger() -> list[str]:
-    """A command line's beginning: as a user whose processes are limited, who reads all and writes
-    nothing. The superuser's are not."""
-    if os.geteuid():
-        return []
-    if not shutil.which("setpriv"):
-        pytest.skip("setpriv is needed to limit the superuser")
-    return ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
-            "--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import typer
 
 from bigmodel_cli import __version__
 from bigmodel_cli.artifacts.workdir import Workdir
-from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, status, train
+from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, serve, status, train
 from bigmodel_cli.cli.options import layout
 from bigmodel_cli.errors import (
     NO_MEMORY,
@@ -69,7 +70,7 @@ def build() -> typer.Typer:
     ) -> None:
         del version
 
-    for module in (prepare, train, evaluate, deploy, predict, status):
+    for module in (prepare, train, evaluate, deploy, serve, predict, status):
         module.register(app)
     return app
 
@@ -117,7 +118,9 @@ def main() -> None:
         # what a library makes of a signal that it met in the middle of its import is no bug
         met = STOP.requested is not None and as_known(error) is None
         if met:
-            Workdir(_workdir()).keep_traceback(error)
+            place = Workdir(_workdir())
+            if place.root.is_dir():
+                place.keep_traceback(error)
         code = _show(STOP.error() if met else error, as_json)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -142,14 +145,21 @@ def _show(error: BaseException, as_json: bool) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(OTHERS_SECONDS)
     if known is None:
-        path = Workdir(_workdir()).keep_traceback(error)
-        where = f"; the traceback is in `{path}`" if path else ""
+        place = Workdir(_workdir())  # which is not made for it: `serve` and `predict` need none
+        path = place.keep_traceback(error) if place.root.is_dir() else None
+        where = f"; the traceback is in `{path}`" if path else f" ({_last_line(error)})"
         known = BigmodelError(
             f"this is a bug of ours: {type(error).__name__}: {error}{where}", "please report it"
         )
     with contextlib.suppress(OSError, ValueError):  # there may be nowhere left to say it
         render.error(known.message, known.hint, known.code, as_json)
     return known.code
+
+
+def _last_line(error: BaseException) -> str:
+    """Where an error was raised."""
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at {line.filename}:{line.lineno}"
 
 
 def _mend_streams() -> None:

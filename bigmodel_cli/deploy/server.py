@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from bigmodel_cli.deploy.predict import Predictor
-    from bigmodel_cli.events import Context
     from bigmodel_cli.tasks import Request
 
 MOST_BYTES = 4 << 20  # of a body
@@ -370,9 +369,10 @@ def listen(host: str, port: int) -> socket.socket:
     return door
 
 
-def serve(predictor: Predictor, host: str, port: int, context: Context) -> None:
+def serve(predictor: Predictor, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Answers until SIGTERM or Ctrl-C, then returns: at once, or when answers under way have had
-    GRACE seconds to end. Port 0 takes a free one. Raises UsageError, see `listen`."""
+    GRACE seconds to end. Port 0 takes a free one; `ready` gets the address. Raises UsageError, see
+    `listen`."""
     with listen(host, port) as door:
         server = uvicorn.Server(uvicorn.Config(
             app(predictor), http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None,
@@ -385,7 +385,7 @@ def serve(predictor: Predictor, host: str, port: int, context: Context) -> None:
         before = {number: signal.signal(number, server.handle_exit) for number in numbers}
         try:
             shown = f"http://[{host}]" if ":" in host else f"http://{host}"
-            context.note(f"serving {shown}:{door.getsockname()[1]} (Ctrl-C ends it)")
+            ready(f"{shown}:{door.getsockname()[1]}")
             server.run(sockets=[door])
         finally:
             for number, handler in before.items():
