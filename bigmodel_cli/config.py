@@ -10,6 +10,7 @@ MOST_SEED = (1 << 63) - 1
 SEED = "Seed of everything random."
 THREADS = "CPU threads to compute with."
 DEVICE = "Where to compute."
+PRECISION = "Precision to compute in."
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -279,12 +280,36 @@ class EvaluateConfig:
     force: bool = option(False, "Score again, even if up to date.", identity=False)
 
 
+HOST = "Address to serve on."
+PORT = "Port; 0 takes a free one."
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    bundle: str = option(
+        "",
+        "The bundle's folder; without it, that of --run.",
+        argument=True,
+        metavar="[BUNDLE]",
+    )
+    host: str = option("127.0.0.1", HOST)
+    port: int = option(8000, PORT, minimum=0, maximum=65535)
+    precision: str = option(
+        "auto",
+        PRECISION,
+        choices=("auto", "fp32", "bf16", "int8"),
+        shown_default="the bundle's own",
+    )
+    device: str = option("auto", DEVICE, choices=DEVICES)
+    threads: int = option(0, THREADS, minimum=0, maximum=4096, shown_default="all cores")
+
+
 @dataclass(frozen=True)
 class DeployConfig:
     checkpoint: str = option("best", "best, last, or step-N.", metavar="NAME")
     serve: bool = option(False, "Answer HTTP from the bundle after it is made.", identity=False)
-    host: str = option("127.0.0.1", "Address to serve on.", identity=False)
-    port: int = option(8000, "Port; 0 takes a free one.", minimum=0, maximum=65535, identity=False)
+    host: str = option("127.0.0.1", HOST, identity=False)
+    port: int = option(8000, PORT, minimum=0, maximum=65535, identity=False)
     precision: str = option(
         "fp32",
         "Precision that the bundle answers in; the receipt says what fewer bits cost.",
@@ -332,7 +357,7 @@ class PredictConfig:
     batch_size: int = option(32, "Requests answered at a time.", minimum=1, maximum=4096)
     precision: str = option(
         "auto",
-        "Precision to compute in.",
+        PRECISION,
         choices=("auto", "fp32", "bf16", "int8"),
         shown_default="the bundle's own",
     )

@@ -78,6 +78,31 @@ class InterruptError(StopError):
     code = 130
 
 
+NO_MEMORY = "try a smaller --micro-batch, --size or --context, or --threads 1"
+NO_THREAD = "use --threads 1, free some memory, or allow more processes (ulimit -u)"
+# what libraries say, in lower case, in errors of many kinds (Rust's panics among them)
+SHORT_OF_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "bad allocation", "bad_alloc",
+    "failed to map segment from shared object", "could not create a primitive",
+)  # fmt: skip
+SHORT_OF_THREADS = (
+    "can't start new thread", "can't allocate lock", "threadpoolbuilderror",
+    "resource temporarily unavailable", "thread creation failed", "pthread_create",
+)  # fmt: skip
+
+
+def shortage(error: BaseException) -> ResourceError | None:
+    """What an error of Python's or of a library's means where memory or threads ran out, else
+    None."""
+    text = str(error).lower()
+    if any(words in text for words in SHORT_OF_THREADS):
+        return ResourceError("the system has no thread to give", NO_THREAD)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or any(words in text for words in SHORT_OF_MEMORY):
+        return ResourceError("out of memory", NO_MEMORY)
+    return None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known words, else all of them."""
     names = sorted(known)

@@ -158,7 +158,7 @@ def _recipe(path: Path, stage: str) -> dict[str, Any]:
         raise UsageError(f"no recipe at `{path}`", "give --config an existing TOML file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"the recipe `{path}` cannot be read: {error}") from None
-    stages = ("prepare", "train", "evaluate", "deploy", "predict")
+    stages = ("prepare", "train", "evaluate", "deploy", "serve", "predict")
     for name, value in document.items():
         if name not in stages or not isinstance(value, dict):
             raise UsageError(

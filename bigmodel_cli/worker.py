@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from _thread import start_new_thread
+import weakref
+from _thread import LockType, allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from bigmodel_cli.errors import NO_MEMORY, NO_THREAD, ResourceError
+
 T = TypeVar("T")
 PATIENCE = 5.0  # seconds for a write that goes on where all else has failed
+PULSE = 1.0  # seconds after which it is checked that a thread which is waited for still runs
+
+
+class Alive:
+    """An object that only the thread holds: when it is gone, the thread is."""
 
 
 class Worker(Generic[T]):
@@ -18,15 +26,22 @@ class Worker(Generic[T]):
     A signal raises wherever the main thread is (see events.Stop). In the Python of threading or
     concurrent.futures it could leave a lock taken for ever, or be lost in a callback of a weak
     reference; here is nothing but what is written in C. Nobody has to wait for the thread: it ends
-    after its call, or with the program.
+    after its call, or with the program. A thread that memory was too short for, in its first lines
+    or in its last, is noticed by the death of what only it holds.
     """
 
     def __init__(self) -> None:
+        """Raises ResourceError when the system has no thread to give."""
         self.busy = False  # with a call whose result was not asked for
         self._over: list[bool] = []  # True in it, once the thread makes nothing more
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
-        start_new_thread(_work, (self._calls, self._results, self._over))
+        alive = Alive()
+        self._alive = weakref.ref(alive)
+        try:
+            start_new_thread(_work, (self._calls, self._results, self._over, alive))
+        except RuntimeError as error:
+            raise ResourceError("the system has no thread to give", NO_THREAD) from error
 
     def start(self, call: Callable[[], T]) -> None:
         """Has a call made; its result is to be asked for before the next."""
@@ -35,7 +50,15 @@ class Worker(Generic[T]):
 
     def result(self) -> T:
         """Waits for the call, and gives its result or raises what it raised."""
-        found = self._results.get()
+        while True:
+            runs = self._alive() is not None
+            try:
+                found = self._results.get(timeout=PULSE if runs else 0)
+                break
+            except Empty:
+                if not runs:
+                    self.busy = False
+                    raise ResourceError("out of memory in a thread", NO_MEMORY) from None
         self.busy = False
         if isinstance(found, BaseException):
             raise found
@@ -54,13 +77,17 @@ def _work(
     calls: SimpleQueue[Callable[[], T] | None],
     results: SimpleQueue[tuple[T] | BaseException | None],
     over: list[bool],
+    _alive: Alive,
 ) -> None:
-    while call := calls.get():
-        try:
-            results.put((call(),))
-        except BaseException as error:
-            results.put(error)
-        del call  # and what it holds, while there is nothing to do
+    try:
+        while call := calls.get():
+            try:
+                results.put((call(),))
+            except BaseException as error:
+                results.put(error)
+            del call  # and what it holds, while there is nothing to do
+    except MemoryError as error:  # between two calls
+        results.put(error)
     over.append(True)
     results.put(None)
 
@@ -76,3 +103,21 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
     finally:
         worker.end()
+
+
+def can_start(count: int) -> bool:
+    """Whether the system has so many threads to give, and as many more. Libraries that start
+    their own end the program (OpenMP) or interrupt it (OpenBLAS) where it has not."""
+    gate = allocate_lock()
+    with gate:  # they all run at once; twice as many, since they take a moment to be gone
+        try:
+            for _ in range(2 * count):
+                start_new_thread(_pass, (gate,))
+        except RuntimeError:
+            return False
+    return True
+
+
+def _pass(gate: LockType) -> None:
+    with gate:
+        pass

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import DeployConfig, EvaluateConfig, PrepareConfig, TrainConfig
@@ -104,3 +107,14 @@ def final_bytes(work: Path, run: str = "default") -> dict[str, bytes]:
     """The last checkpoint's tensors, as they lie on disk."""
     last = sorted(Workdir(work).run(run).checkpoints.glob("step-*"))[-1]
     return {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors"))}
+
+
+def as_a_stranger() -> list[str]:
+    """A command line's beginning: as a user whose processes are limited, who reads all and writes
+    nothing. The superuser's are not."""
+    if os.geteuid():
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("setpriv is needed to limit the superuser")
+    return ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+            "--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]  # fmt: skip

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bigmodel_cli.errors import DataError
-from bigmodel_cli.worker import Worker, ahead
-from tests.stages import ROOT
+from bigmodel_cli.cli.app import as_known
+from bigmodel_cli.errors import DataError, ResourceError
+from bigmodel_cli.worker import Worker, ahead, can_start
+from tests.conftest import environment, write_corpus
+from tests.stages import ROOT, as_a_stranger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.conftest import Cli
 
 
 def test_the_next_item_is_made_while_one_is_used_and_no_more() -> None:
@@ -162,3 +169,144 @@ def test_signals_at_any_moment_are_neither_lost_nor_stop_the_program_for_ever() 
         check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["600", "0"], done.stderr
+
+
+@pytest.mark.parametrize("last_words", [[], [MemoryError()], [(5,), MemoryError()]])
+def test_a_thread_that_memory_was_too_short_for_makes_nobody_wait(
+    monkeypatch: pytest.MonkeyPatch, last_words: list[Any]
+) -> None:
+    """It ends before its first line, between two calls, or after a result."""
+
+    def ends(_calls: Any, results: SimpleQueue[Any], *_: Any) -> None:
+        for word in last_words:
+            results.put(word)
+
+    monkeypatch.setattr("bigmodel_cli.worker._work", ends)
+    began = time.monotonic()
+    worker = Worker[int]()
+    if (5,) in last_words:
+        worker.start(lambda: 5)
+        assert worker.result() == 5
+    worker.start(lambda: 5)
+    with pytest.raises((MemoryError, ResourceError)) as caught:
+        worker.result()
+    known = as_known(caught.value)
+    assert isinstance(known, ResourceError)
+    assert known.hint
+    worker.end(1)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("queue", ["calls", "results"])
+def test_no_memory_between_two_calls(monkeypatch: pytest.MonkeyPatch, queue: str) -> None:
+    main = threading.get_ident()
+
+    class Short(SimpleQueue[Any]):
+        used = 0
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if threading.get_ident() != main and queue == "calls":
+                raise MemoryError
+            return super().get(block, timeout)
+
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            if threading.get_ident() != main and queue == "results":
+                Short.used += 1
+                if Short.used < 3:
+                    raise MemoryError
+            super().put(item, block, timeout)
+
+    monkeypatch.setattr("bigmodel_cli.worker.SimpleQueue", Short)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    worker = Worker[int]()
+    worker.start(lambda: 5)
+    with pytest.raises((MemoryError, ResourceError)):
+        worker.result()
+
+
+def test_no_thread_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    assert can_start(2)
+    monkeypatch.setattr("bigmodel_cli.worker.start_new_thread", refuse)
+    with pytest.raises(ResourceError, match="no thread") as caught:
+        Worker()
+    assert "--threads 1" in caught.value.hint
+    assert not can_start(1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        RuntimeError("can't allocate lock"),
+        # as rayon's panics and C++'s errors come here
+        BaseException("The global thread pool has not been initialized.: ThreadPoolBuildError "
+                      '{ kind: IOError(Os { code: 11, kind: WouldBlock }) }'),
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+        ImportError("libx.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_libraries_say_without_threads_or_memory(error: BaseException) -> None:
+    known = as_known(error)
+    assert known
+    assert (known.code, bool(known.hint)) == (7, True)
+    assert as_known(ValueError("of another kind")) is None
+
+
+PATCHED = """
+import sys
+import bigmodel_cli.worker as worker
+from bigmodel_cli.cli.app import main
+
+def dies(*_):
+    {first}
+
+if sys.argv.pop(1) == "start":
+    worker.start_new_thread = dies
+else:
+    worker._work = dies
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "first"),
+    [("work", "raise MemoryError"), ("start", 'raise RuntimeError("can\'t start new thread")')],
+)
+def test_a_command_without_threads_says_so(tmp_path: Path, where: str, first: str) -> None:
+    write_corpus(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PATCHED.format(first=first), where, "prepare", "corpus.jsonl",
+         "--tokenizer", "bytes"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False,
+        env=environment({"PYTHONPATH": str(ROOT)}),
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    assert "error: " in done.stderr
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_few_processes(cli: Cli, threads: int) -> None:
+    """OpenMP would end the program with 1, OpenBLAS interrupt it."""
+    own = sum(1 for p in Path("/proc").glob("[0-9]*/task/*") if p.stat().st_uid == 65534)
+    limit = ["prlimit", f"--nproc={own + 2}"] if not os.geteuid() else []
+    if not limit or not shutil.which("prlimit"):
+        pytest.skip("the processes of this user cannot be counted")
+    done = subprocess.run(
+        [*as_a_stranger(), *limit, sys.executable, "-m", "bigmodel_cli", "predict", "The fox",
+         "--max-tokens", "2", "--threads", str(threads)],
+        cwd=cli.cwd, capture_output=True, text=True, timeout=60, check=False,
+        env={**environment({"PYTHONPATH": str(ROOT)}), "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.returncode == (7 if threads == 2 else 0), done.stderr
+    assert threads == 1 or ("error: " in done.stderr and "--threads 1" in done.stderr)

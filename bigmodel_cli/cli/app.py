@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +17,21 @@ import typer
 
 from bigmodel_cli import __version__
 from bigmodel_cli.artifacts.workdir import Workdir
-from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, status, train
+from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, serve, status, train
 from bigmodel_cli.cli.advice import here, workdir
 from bigmodel_cli.cli.options import layout
-from bigmodel_cli.errors import BigmodelError, InterruptError, ResourceError, StopError
+from bigmodel_cli.errors import (
+    NO_MEMORY,
+    BigmodelError,
+    InterruptError,
+    ResourceError,
+    StopError,
+    shortage,
+)
 from bigmodel_cli.events import Stop
 
 STARTED = time.monotonic()
+ROOM = 256 << 20  # bytes: a program that cannot have so many more is out of memory
 OTHERS_SECONDS = 5  # for rank 0 to say what went wrong
 STOP = Stop()
 
@@ -62,7 +72,7 @@ def build() -> typer.Typer:
     ) -> None:
         del version
 
-    for module in (prepare, train, evaluate, deploy, predict, status):
+    for module in (prepare, train, evaluate, deploy, serve, predict, status):
         module.register(app)
     return app
 
@@ -76,6 +86,10 @@ def main() -> None:
     # shared machine crawl (docs/defaults.md). It has to be said before torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # of a thread that ends for want of memory, the one that waits for it speaks
+    sys.unraisablehook = lambda found: (
+        None if isinstance(found.exc_value, MemoryError) else sys.__unraisablehook__(found)
+    )
     signal.signal(signal.SIGINT, STOP.on_signal)
     signal.signal(signal.SIGTERM, STOP.on_signal)
     code = 0
@@ -106,7 +120,9 @@ def main() -> None:
         # what a library makes of a signal that it met in the middle of its import is no bug
         met = STOP.requested is not None and as_known(error) is None
         if met:
-            Workdir(workdir()).keep_traceback(error)
+            place = Workdir(workdir())
+            if place.root.is_dir():
+                place.keep_traceback(error)
         code = _show(STOP.error() if met else error, as_json)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -131,14 +147,21 @@ def _show(error: BaseException, as_json: bool) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(OTHERS_SECONDS)
     if known is None:
-        path = Workdir(workdir()).keep_traceback(error)
-        where = f"; the traceback is in `{path}`" if path else ""
+        place = Workdir(workdir())  # which is not made for it: `serve` and `predict` need none
+        path = place.keep_traceback(error) if place.root.is_dir() else None
+        where = f"; the traceback is in `{path}`" if path else f" ({_last_line(error)})"
         known = BigmodelError(
             f"this is a bug of ours: {type(error).__name__}: {error}{where}", "please report it"
         )
     with contextlib.suppress(OSError, ValueError):  # there may be nowhere left to say it
         render.error(known.message, here(known.hint), known.code, as_json)
     return known.code
+
+
+def _last_line(error: BaseException) -> str:
+    """Where an error was raised."""
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at {line.filename}:{line.lineno}"
 
 
 def _mend_streams() -> None:
@@ -160,13 +183,9 @@ def as_known(error: BaseException) -> BigmodelError | StopError | None:
     """Our own error, or what an error of Python's or torch's means; None for a bug."""
     if isinstance(error, BigmodelError | StopError):
         return error
-    text = str(error)
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in text or "bad allocation" in text:
-        return ResourceError(
-            "out of memory", "try a smaller --micro-batch, --size or --context, or --threads 1"
-        )
-    if "usable temporary directory" in text:  # torch looks for one when it is loaded
+    if short := shortage(error):
+        return short
+    if "usable temporary directory" in str(error):  # torch looks for one when it is loaded
         return ResourceError(
             f"no room in the temporary directory `{os.environ.get('TMPDIR', '/tmp')}`",
             "free some space and run again",
@@ -184,7 +203,18 @@ def as_known(error: BaseException) -> BigmodelError | StopError | None:
             return ResourceError(
                 f"{where}{error.strerror or error}", "check the disk, the paths and permissions"
             )
+    if not _has_room():  # which libraries, in the middle of an import, report as errors of any kind
+        return ResourceError("out of memory", NO_MEMORY)
     return None
+
+
+def _has_room() -> bool:
+    """Whether a little more memory is to be had."""
+    try:
+        mmap.mmap(-1, ROOM).close()
+    except (OSError, MemoryError):
+        return False
+    return True
 
 
 def __getattr__(name: str) -> Any:

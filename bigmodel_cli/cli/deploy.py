@@ -9,11 +9,11 @@ from typing import Any
 import typer
 
 from bigmodel_cli.artifacts.workdir import Workdir
-from bigmodel_cli.cli import render
+from bigmodel_cli.cli import render, serve
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
-from bigmodel_cli.config import DeployConfig
-from bigmodel_cli.errors import UsageError
+from bigmodel_cli.config import DeployConfig, ServeConfig
+from bigmodel_cli.errors import ArtifactError, ResourceError
 from bigmodel_cli.options import keys
 
 HELP = """Export a checkpoint as a bundle, and prove that it answers as the checkpoint does.
@@ -24,7 +24,7 @@ HELP = """Export a checkpoint as a bundle, and prove that it answers as the chec
 
 The bundle of a causal transformer loads in transformers, vLLM and other engines with no custom
 code; rnn, mlp and masked models load in bigmodel alone, and say so. receipt.json holds the proof.
---serve answers POST /predict and /v1/completions on this machine."""
+--serve goes on as `bigmodel serve` does."""
 
 
 def register(app: typer.Typer) -> None:
@@ -37,14 +37,27 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         return
     config = resolved.build(DeployConfig)
     if config.serve:
-        _need_server()
-        from bigmodel_cli.deploy.server import listen
-
-        listen(config.host, config.port).close()  # before the export, if it is not to be had
+        serve.check(config.host, config.port)  # before the export
     from bigmodel_cli.deploy.run import run as deploy
 
+    def answer(folder: Path, as_json: bool) -> None:
+        settings = ServeConfig(
+            str(folder), config.host, config.port, device=config.device, threads=config.threads
+        )
+        serve.serve(settings, context, as_json)
+
     with running(common) as context:
-        done = deploy(config, Workdir(workdir), run, context)
+        place = Workdir(workdir)
+        try:
+            done = deploy(config, place, run, context)
+        except (ArtifactError, ResourceError) as error:  # such as a disk that is read only
+            folder = place.run(run).bundle
+            said = {"checkpoint", "precision", "force"} & set(resolved.said(keys(DeployConfig)))
+            if not config.serve or said or not folder.is_dir():
+                raise
+            context.warn(f"{error.message}: the bundle `{folder}` is served as it is")
+            answer(folder, common["json_"])
+            return
         if common["json_"]:
             render.document(
                 {"bundle": str(done.folder), "layout": done.layout, "up_to_date": done.fresh,
@@ -53,19 +66,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         elif not common["quiet"]:
             show(done.folder, done.receipt, done.layout, done.fresh)
         if config.serve:
-            from bigmodel_cli.deploy.predict import Predictor
-            from bigmodel_cli.deploy.server import serve
-
-            predictor = Predictor(done.folder, config.device, config.threads, config.precision)
-            serve(predictor, config.host, config.port, context)
-
-
-def _need_server() -> None:
-    import importlib.util
-
-    for name in ("fastapi", "uvicorn"):
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"--serve needs {name}", "pip install 'bigmodel[serve]'")
+            answer(done.folder, as_json=False)
 
 
 def show(folder: Path, receipt: Mapping[str, Any], layout: str, fresh: bool) -> None:

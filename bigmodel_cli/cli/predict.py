@@ -12,10 +12,9 @@ from typing import Any
 
 import typer
 
-from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
-from bigmodel_cli.cli.stage import running, settle
+from bigmodel_cli.cli.stage import bundle_of, running, settle, write_nothing
 from bigmodel_cli.config import PredictConfig
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.options import keys
@@ -55,12 +54,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         raise UsageError(
             "no prompt", 'give one: bigmodel predict "…", or JSON lines on standard input'
         )
+    folder = bundle_of(workdir, run, config.bundle)
+    write_nothing()
     from bigmodel_cli.deploy.predict import Predictor
 
-    place = Workdir(workdir).run(run)
-    if not config.bundle and not place.bundle.exists() and Workdir(workdir).runs():
-        place.read_config()  # says which runs there are, if it is none
-    folder = Path(config.bundle) if config.bundle else place.bundle
     with running(common) as context:
         predictor = Predictor(folder, config.device, config.threads, config.precision)
         predictor.task.opens_files = True  # whoever asks here may read them anyway

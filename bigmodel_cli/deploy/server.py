@@ -9,9 +9,6 @@ whose name was made to point here is refused.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import math
 import os
 import re
 import secrets
@@ -19,10 +16,9 @@ import signal
 import socket
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -36,6 +32,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from bigmodel_cli.deploy.connections import BACKLOG, Watch
+from bigmodel_cli.deploy.limits import MOST_PIXELS, Bodies, Budget
+from bigmodel_cli.deploy.model_thread import ModelThread
+from bigmodel_cli.deploy.refusals import Refusal, encode, refuse, respond
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.tasks.parameters import checked
 
@@ -44,14 +44,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from bigmodel_cli.deploy.predict import Predictor
-    from bigmodel_cli.events import Context
     from bigmodel_cli.tasks import Request
 
-MOST_BYTES = 4 << 20  # of a body
-MOST_DEPTH = 64  # of lists and objects inside of each other
-MOST_DIGITS = 32  # of a whole number
 MOST_CHOICES = 128  # texts that one call may ask for
-TOGETHER = 8  # texts that the model writes at once, which bounds memory
 GRACE = 3  # seconds for answers under way to end, once the server is told to stop
 # of a Host header, or of the page that calls
 LOOPBACK = re.compile(r"(?i:(https?://)?(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?)")
@@ -59,47 +54,6 @@ LOOPBACK = re.compile(r"(?i:(https?://)?(localhost|127(\.[0-9]{1,3}){3}|\[::1\])
 COMPLETIONS = {"model": str, "stream": bool, "echo": bool, "stream_options": dict, "n": int}
 IGNORED = "x-ignored-parameters"  # the header that lists the unknown names of a request
 MOST_NAMES, LONGEST_NAME = 32, 64  # of that header
-LOG = logging.getLogger("bigmodel.server")
-
-# (request, new text, the whole answer once it is finished, tokens written by then)
-Event = tuple[int, str, "dict[str, Any] | None", int]
-
-
-class Refusal(HTTPException):
-    """An answer other than 200, with what OpenAI's form of errors says beside."""
-
-    def __init__(
-        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
-    ) -> None:
-        super().__init__(status, message)
-        self.param, self.code = param, code
-
-
-def encode(document: Mapping[str, Any]) -> bytes:
-    """JSON in ASCII: halves of surrogate pairs and odd line ends do no harm."""
-    return json.dumps(document, allow_nan=False).encode()
-
-
-def respond(document: Mapping[str, Any], status: int = 200, **headers: str) -> Response:
-    return Response(encode(document), status, headers, media_type="application/json")
-
-
-async def refuse(_call: Call | None, error: Exception) -> Response:
-    """An error in OpenAI's form. Of what is no one's fault but ours, nothing is told."""
-    status, message, headers = 500, "internal error", {}
-    param, code = getattr(error, "param", None), None
-    if isinstance(error, HTTPException):
-        status, message, code = error.status_code, error.detail, getattr(error, "code", None)
-        headers = dict(error.headers or {})  # such as Allow
-    elif isinstance(error, DataError):
-        status, message = 400, error.message + (f" ({error.hint})" if error.hint else "")
-        param = named.group(1) if (named := re.match(r"`([\w.-]+)`", message)) else None
-    else:  # the log says where, but not what: that might quote a prompt
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        LOG.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    document = {"message": message, "type": kind, "param": param, "code": code}
-    return respond({"error": document}, status, **headers)
 
 
 def guard(inner: ASGIApp) -> ASGIApp:
@@ -120,45 +74,6 @@ def guard(inner: ASGIApp) -> ASGIApp:
             await response(scope, receive, send)
 
     return guarded
-
-
-async def read_object(call: Call) -> dict[str, Any]:
-    """The JSON object in the body. Raises Refusal."""
-    body, size = bytearray(), int(call.headers.get("content-length", 0))
-    if size <= MOST_BYTES:
-        async for part in call.stream():
-            body += part
-            if (size := len(body)) > MOST_BYTES:
-                break
-    if size > MOST_BYTES:
-        raise Refusal(f"the body has more than {MOST_BYTES:,} bytes", status=413)
-    return await asyncio.to_thread(parse, bytes(body))
-
-
-def parse(body: bytes) -> dict[str, Any]:
-    """Strict JSON: UTF-8, finite numbers, no more nesting than can be written back."""
-
-    def number(text: str) -> float:  # also of NaN, Infinity and -Infinity
-        whole = text.lstrip("-").isdigit()
-        if len(text) > MOST_DIGITS if whole else not math.isfinite(float(text)):
-            raise ValueError("a number is too large, or none")
-        return int(text) if whole else float(text)
-
-    try:
-        document = json.loads(
-            body.decode(), parse_int=number, parse_float=number, parse_constant=number
-        )
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise Refusal("the body must be a JSON object")
-    level: list[Any] = [document]
-    for _ in range(MOST_DEPTH):
-        lists = [list(n.values()) if isinstance(n, dict) else n for n in level]
-        level = [part for parts in lists if isinstance(parts, list) for part in parts]
-    if level:
-        raise Refusal(f"the body is nested more than {MOST_DEPTH} deep")
-    return document
 
 
 def check(
@@ -216,69 +131,18 @@ def check_model(asked: str, served: str) -> None:
 
 
 class Service:
-    """The endpoints, and the one thread that the model runs on."""
+    """The endpoints."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
-        self.thread = ThreadPoolExecutor(1, "model")
+        self.thread = ModelThread(predictor)
+        self.bodies = Bodies()
+        self.pixels = Budget(MOST_PIXELS)
         self.card = {"id": predictor.name, "object": "model", "created": int(time.time()),
                      "owned_by": "bigmodel"}  # fmt: skip
         shape = predictor.model.config.shape
         if shape.vocabulary:  # what reads tokens, or items
             self.card["max_model_len"] = shape.context
-
-    async def run(self, requests: Sequence[Request], receive: Receive) -> AsyncIterator[Event]:
-        """The answers as they come. Raises ClientDisconnect, or what the model raises."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
-        gone = threading.Event()
-
-        def put(item: Event | Exception | None) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            gone.set()
-            queue.put_nowait(ClientDisconnect())
-
-        watcher = loop.create_task(watch())
-        self.thread.submit(self.work, requests, gone, put)
-        try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            gone.set()
-            watcher.cancel()
-
-    def work(
-        self, requests: Sequence[Request], gone: threading.Event, put: Callable[[Any], None]
-    ) -> None:
-        """Answers on the model's thread, until `gone`."""
-        steps, thread = 0, threading.get_ident()
-
-        def step(*_: Any) -> None:
-            """Each step of the model begins with its embedding and gives each text one token. Its
-            text may be held back for long: only here is a client that is gone seen in time."""
-            nonlocal steps
-            if threading.get_ident() == thread:  # the model may have other users
-                if gone.is_set():
-                    raise ClientDisconnect
-                steps += 1
-
-        hook = self.predictor.model.embed.register_forward_pre_hook(step)
-        try:
-            for first in range(0, len(requests), TOGETHER):
-                steps = 0
-                for index, text, whole in self.predictor.answer(requests[first : first + TOGETHER]):
-                    put((first + index, text, whole, steps))
-            put(None)
-        except Exception as error:
-            put(error)
-        finally:
-            hook.remove()
 
     async def health(self, _call: Call) -> Response:
         return respond({"status": "ok"})
@@ -292,21 +156,28 @@ class Service:
 
     async def predict(self, call: Call) -> Response:
         """Like one line of `bigmodel predict`."""
-        document = await read_object(call)
-        request = await asyncio.to_thread(self.predictor.request, document, {})
-        headers = listed(self.predictor.ignored(document))
-        answer = {"id": document["id"]} if "id" in document else {}
-        async for _, _, whole, _ in self.run([request], call.receive):
-            answer.update(whole or {})
+        async with self.bodies.read(call) as document:
+            pixels = await asyncio.to_thread(self.predictor.task.pixels, document)
+            async with self.pixels.hold(pixels):
+                if pixels and await call.is_disconnected():
+                    raise ClientDisconnect
+                request = await asyncio.to_thread(self.predictor.request, document, {})
+            headers = listed(self.predictor.ignored(document))
+            answer = {"id": document["id"]} if "id" in document else {}
+        async with aclosing(self.thread.run([request], call.receive)) as events:
+            async for _, _, whole, _ in events:
+                answer.update(whole or {})
         return respond(answer, 200, **headers)
 
     async def completions(self, call: Call) -> Response:
         """OpenAI's text completions, whole or as server-sent events."""
         if self.predictor.task.field != "prompt" or not self.predictor.model.config.shape.causal:
             raise Refusal("this model does not continue text; use POST /predict", status=404)
-        given = {k: v for k, v in (await read_object(call)).items() if v is not None}
-        checked_ = await asyncio.to_thread(check, given, self.predictor)
-        prompts, requests, read, ignored = checked_
+        async with self.bodies.read(call) as document_:
+            given = {k: v for k, v in document_.items() if v is not None}
+            checked_ = await asyncio.to_thread(check, given, self.predictor)
+            prompts, requests, read, ignored = checked_
+            del given["prompt"]  # which may be long
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion",
                 "created": int(time.time()), "model": self.predictor.name}  # fmt: skip
         counted = given.get("stream_options", {}).get("include_usage") is True
@@ -323,12 +194,13 @@ class Service:
         async def stream() -> AsyncIterator[bytes]:
             nonlocal written
             try:
-                async for index, text, whole, tokens in self.run(requests, call.receive):
-                    text, texts[index] = texts[index] + text, ""
-                    written += tokens if whole else 0
-                    reason = whole["finish_reason"] if whole else None
-                    part = encode(document((index, text, reason), usage=False))
-                    yield b"data: " + part + b"\n\n"
+                async with aclosing(self.thread.run(requests, call.receive)) as events:
+                    async for index, text, whole, tokens in events:
+                        text, texts[index] = texts[index] + text, ""
+                        written += tokens if whole else 0
+                        reason = whole["finish_reason"] if whole else None
+                        part = encode(document((index, text, reason), usage=False))
+                        yield b"data: " + part + b"\n\n"
                 if counted:
                     yield b"data: " + encode(document(usage=True)) + b"\n\n"
                 yield b"data: [DONE]\n\n"
@@ -342,10 +214,11 @@ class Service:
                 stream(), headers=listed(ignored), media_type="text/event-stream"
             )
         reasons: list[str] = [""] * len(prompts)
-        async for index, text, whole, tokens in self.run(requests, call.receive):
-            texts[index] += text
-            if whole:
-                reasons[index], written = whole["finish_reason"], written + tokens
+        async with aclosing(self.thread.run(requests, call.receive)) as events:
+            async for index, text, whole, tokens in events:
+                texts[index] += text
+                if whole:
+                    reasons[index], written = whole["finish_reason"], written + tokens
         answer = document(*zip(range(len(texts)), texts, reasons), usage=True)
         return respond(answer, 200, **listed(ignored))
 
@@ -379,7 +252,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     address = "127.0.0.1" if host == "localhost" else host  # whatever that resolves to
     try:
-        door = socket.create_server((address, port), family=family, backlog=1024)
+        door = socket.create_server((address, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise UsageError(f"cannot listen at `{host}`, port `{port}`: {reason}", hint) from None
@@ -388,14 +261,15 @@ def listen(host: str, port: int) -> socket.socket:
     return door
 
 
-def serve(predictor: Predictor, host: str, port: int, context: Context) -> None:
+def serve(predictor: Predictor, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Answers until SIGTERM or Ctrl-C, then returns: at once, or when answers under way have had
-    GRACE seconds to end. Port 0 takes a free one. Raises UsageError, see `listen`."""
+    GRACE seconds to end. Port 0 takes a free one; `ready` gets the address. Raises UsageError, see
+    `listen`."""
     with listen(host, port) as door:
         server = uvicorn.Server(uvicorn.Config(
-            app(predictor), http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None,
-            log_level="critical", access_log=False, server_header=False, proxy_headers=False,
-            timeout_graceful_shutdown=GRACE,
+            app(predictor), ws="none", loop="asyncio", lifespan="off",
+            log_config=None, log_level="critical", access_log=False, server_header=False,
+            proxy_headers=False, timeout_graceful_shutdown=GRACE, **Watch(door).settings(),
         ))  # fmt: skip
         # uvicorn takes the signals over, and in the end raises them again for those before it.
         main = threading.current_thread() is threading.main_thread()
@@ -403,7 +277,7 @@ def serve(predictor: Predictor, host: str, port: int, context: Context) -> None:
         before = {number: signal.signal(number, server.handle_exit) for number in numbers}
         try:
             shown = f"http://[{host}]" if ":" in host else f"http://{host}"
-            context.note(f"serving {shown}:{door.getsockname()[1]} (Ctrl-C ends it)")
+            ready(f"{shown}:{door.getsockname()[1]}")
             server.run(sockets=[door])
         finally:
             for number, handler in before.items():

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from bigmodel_cli.errors import UsageError
+from bigmodel_cli.errors import NO_THREAD, ResourceError, UsageError
+from bigmodel_cli.worker import can_start
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 
@@ -19,8 +20,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 def set_up(device: str, threads: int) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means here; `threads` CPU threads, 0 for one per
     core that this process may use, shared with torchrun's others on this machine. Raises UsageError
-    when there is no GPU."""
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // neighbours()))
+    when there is no GPU, ResourceError when the system has not so many threads to give."""
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // neighbours())
+    if threads > 1 and not can_start(threads):
+        raise ResourceError(f"the system does not have {threads} threads to give", NO_THREAD)
+    torch.set_num_threads(threads)
     _keep_freed_memory()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -363,6 +363,11 @@ class Task(ABC):
     def request(self, document: Mapping[str, Any]) -> Request:
         """Checks one line of `predict`, or one HTTP body. Raises DataError."""
 
+    def pixels(self, document: Mapping[str, Any]) -> int:
+        """How many pixels are decoded to check a request: a server bounds their sum."""
+        del document
+        return 0
+
     def echo(self, text: str) -> str:
         """What a screen shows of the request before its answer."""
         del text

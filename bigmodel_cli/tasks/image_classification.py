@@ -398,6 +398,11 @@ class ImageClassification(Classification):
 
         return Request(asked(text_field(document, "image"), self.form, self.opens_files))
 
+    def pixels(self, document: Mapping[str, Any]) -> int:
+        from bigmodel_cli.tasks.pixels import announced
+
+        return announced(document.get("image"))
+
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:

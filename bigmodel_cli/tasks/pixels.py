@@ -171,6 +171,15 @@ def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
         ) from None
 
 
+def announced(text: object) -> int:
+    """The pixels of the picture in a data: URI, as its head says; 0 if nothing will be decoded."""
+    try:
+        picture = opened(read_uri(text) or b"") if isinstance(text, str) else None
+    except NoPictureError:
+        return 0
+    return picture.width * picture.height if picture else 0
+
+
 def read_file(path: Path) -> bytes | None:
     """A regular file's bytes, at most one more than a picture may have; None if it cannot be
     read."""

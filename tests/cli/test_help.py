@@ -13,6 +13,7 @@ from bigmodel_cli.config import (
     EvaluateConfig,
     PredictConfig,
     PrepareConfig,
+    ServeConfig,
     TrainConfig,
 )
 from bigmodel_cli.models.sizes import SIZES
@@ -25,6 +26,7 @@ CONFIGS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "deploy": DeployConfig,
+    "serve": ServeConfig,
     "predict": PredictConfig,
 }
 

@@ -28,7 +28,6 @@ from bigmodel_cli.artifacts.manifest import file_info, write_json
 from bigmodel_cli.deploy import server
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import UsageError
-from bigmodel_cli.events import Context, Note, Progress
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import Shape, model_config
 from bigmodel_cli.tasks import save_task
@@ -88,29 +87,25 @@ def predictor(folder: Path) -> Predictor:
 def url(predictor: Predictor) -> Iterator[str]:
     """`serve` itself, in a thread."""
     servers: list[uvicorn.Server] = []
-    notes: list[str] = []
+    urls: list[str] = []
 
     class Recorded(uvicorn.Server):
         def __init__(self, config: uvicorn.Config) -> None:
             super().__init__(config)
             servers.append(self)
 
-    def note(event: Note | Progress) -> None:
-        assert isinstance(event, Note)
-        notes.append(event.message)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server.uvicorn, "Server", Recorded)
         patch.setattr(server, "GRACE", 1)
         thread = threading.Thread(
-            target=server.serve, args=(predictor, "localhost", 0, Context(note))
+            target=server.serve, args=(predictor, "localhost", 0, urls.append)
         )
         thread.start()
         deadline = time.monotonic() + 10
-        while not notes and time.monotonic() < deadline:
+        while not urls and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert notes[0].startswith("serving http://localhost:")
-        yield notes[0].split()[1]
+        assert urls[0].startswith("http://localhost:")
+        yield urls[0]
         servers[0].should_exit = True
         thread.join(5)
         assert not thread.is_alive()
@@ -786,7 +781,7 @@ def test_many_clients_that_leave(http: httpx.Client, url: str) -> None:
 )
 def test_other_hosts_are_refused(predictor: Predictor, host: str) -> None:
     with pytest.raises(UsageError, match="no keys") as caught:
-        server.serve(predictor, host, 0, Context())
+        server.serve(predictor, host, 0, print)
     assert caught.value.hint
 
 
@@ -794,11 +789,11 @@ def test_occupied_and_impossible_ports(predictor: Predictor) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match="in use") as caught:
-            server.serve(predictor, "127.0.0.1", port, Context())
+            server.serve(predictor, "127.0.0.1", port, print)
         assert "--port" in caught.value.hint
     for port in (-1, 65536):
         with pytest.raises(UsageError, match=str(port)):
-            server.serve(predictor, "127.0.0.1", port, Context())
+            server.serve(predictor, "127.0.0.1", port, print)
 
 
 def served(predictor: Predictor, host: str, act: Callable[[str], None]) -> None:
@@ -806,11 +801,7 @@ def served(predictor: Predictor, host: str, act: Callable[[str], None]) -> None:
     with ThreadPoolExecutor(1) as pool:
         acts = []
 
-        def note(event: Note | Progress) -> None:
-            assert isinstance(event, Note)
-            acts.append(pool.submit(act, event.message.split()[1]))
-
-        server.serve(predictor, host, 0, Context(note))
+        server.serve(predictor, host, 0, lambda url: acts.append(pool.submit(act, url)))
         acts[0].result()
 
 
@@ -849,10 +840,9 @@ def test_sigterm_ends_the_process_quietly(folder: Path) -> None:
 from pathlib import Path
 from bigmodel_cli.deploy import server
 from bigmodel_cli.deploy.predict import Predictor
-from bigmodel_cli.events import Context
 server.GRACE = 0.4
 predictor = Predictor(Path({str(folder)!r}), "cpu", threads=1)
-server.serve(predictor, "127.0.0.1", 0, Context(lambda note: print(note.message, flush=True)))
+server.serve(predictor, "127.0.0.1", 0, lambda url: print(url, flush=True))
 """
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -860,7 +850,7 @@ server.serve(predictor, "127.0.0.1", 0, Context(lambda note: print(note.message,
         try:
             assert process.stdout
             assert process.stderr
-            url = process.stdout.readline().split()[1]
+            url = process.stdout.readline().strip()
             with httpx.stream(
                 "POST", f"{url}/v1/completions", json={**ENDLESS, "stream": True}, timeout=5
             ) as answer:
