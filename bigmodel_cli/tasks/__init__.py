@@ -127,6 +127,11 @@ class Plan(Protocol):
         """Rows position … position + count − 1 of the endless sequence of epochs."""
         ...
 
+    def parts(self, position: int, count: int, most: int) -> Iterator[Batch]:
+        """The same rows as batches of at most `most`, in whatever order spares padding."""
+        for first in range(position, position + count, most):
+            yield self.batch(first, min(most, position + count - first))
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

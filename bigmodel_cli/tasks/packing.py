@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.tokenizer import Tokenizer
-from bigmodel_cli.tasks import Batch
+from bigmodel_cli.tasks import Batch, Plan
 
 IGNORED = -100  # a target that is no loss term
 MASKED_SHARE = 0.15
@@ -128,7 +128,7 @@ class Windows:
         return Windows(sequence, start, scored, length)
 
 
-class PackedPlan:
+class PackedPlan(Plan):
     """Packed rows as batches; with `masks`, tokens are left out anew in each epoch."""
 
     def __init__(self, order: PackedOrder, masks: Tokenizer | None) -> None:
@@ -145,7 +145,7 @@ class PackedPlan:
         return make_batch(inputs, targets, segments)
 
 
-class WholePlan:
+class WholePlan(Plan):
     """Whole sequences, of which each row holds as many as fit; none is cut.
 
     lengths: of each (input, target) sequence; pairs(i): its inputs and targets. They are put

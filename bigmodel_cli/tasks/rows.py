@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigmodel_cli.tasks import Batch
+from bigmodel_cli.tasks import Batch, Plan
 from bigmodel_cli.tasks.packing import ORDER, generator
 
-# rows sorted by length, and those of them that stay together: powers of 2, as micro-batches are
-BLOCK, CHUNK = 2048, 64
+LIKE = 0.75  # rows that are padded together are at least so long, as a share of the longest
 
 
-class ShuffledPlan:
-    """Every example once an epoch, in an order drawn anew; those that come together are of about
-    the same length, so that little is padding. A pure function of (lengths, seed, epoch).
+class ShuffledPlan(Plan):
+    """Every example once an epoch, in an order drawn anew: a pure function of (seed, epoch).
+
+    Whatever rows follow each other are a fair sample of the split. Lengths tell much about what a
+    row is, such as its class, so only rows of the same update are put together by their lengths.
 
     make(examples, epochs) collates examples, each of which is in its epoch.
     """
@@ -37,22 +38,32 @@ class ShuffledPlan:
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
-            random = generator(ORDER, self._seed, epoch)
-            order = random.permutation(self.rows)
-            for begin in range(0, self.rows, BLOCK):
-                block = order[begin : begin + BLOCK]
-                block = block[np.argsort(self._lengths[block], kind="stable")]
-                chunks = [block[i : i + CHUNK] for i in range(0, len(block), CHUNK)]
-                mixed = [chunks[i] for i in random.permutation(len(chunks))]
-                order[begin : begin + BLOCK] = np.concatenate(mixed)
+            order = generator(ORDER, self._seed, epoch).permutation(self.rows)
             self._orders = {**{k: v for k, v in self._orders.items() if k == epoch - 1},
                             epoch: order}  # fmt: skip
         return self._orders[epoch]
 
-    def batch(self, position: int, count: int) -> Batch:
+    def _examples(self, position: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows' examples, and the epoch of each."""
         epochs, places = np.divmod(np.arange(position, position + count), self.rows)
         examples = [self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)]
-        return self._make(np.array(examples), epochs)
+        return np.array(examples, np.int64), epochs
+
+    def batch(self, position: int, count: int) -> Batch:
+        return self._make(*self._examples(position, count))
+
+    def parts(self, position: int, count: int, most: int) -> Iterator[Batch]:
+        """The longest rows first, so that memory that does not suffice shows at once."""
+        examples, epochs = self._examples(position, count)
+        longest_first = np.argsort(-self._lengths[examples], kind="stable")
+        examples, epochs = examples[longest_first], epochs[longest_first]
+        lengths = self._lengths[examples]
+        begin = 0
+        while begin < count:
+            alike = int((lengths[begin:] >= LIKE * lengths[begin]).sum())
+            end = begin + min(alike, most)
+            yield self._make(examples[begin:end], epochs[begin:end])
+            begin = end
 
 
 def by_length(

@@ -19,7 +19,6 @@ from bigmodel_cli.events import Context
 from bigmodel_cli.models import device as devices
 from bigmodel_cli.models.sizes import ModelConfig, flops_per_token, model_config, row_bytes
 from bigmodel_cli.tasks import Plan, Task
-from bigmodel_cli.tasks.rows import CHUNK
 from bigmodel_cli.train import budget, engine, parallel
 from bigmodel_cli.train.optim import LEARNING_RATES
 from bigmodel_cli.train.origin import Origin, shaped
@@ -91,8 +90,6 @@ def _batch_size(model: ModelConfig, plan: Plan, device: str) -> int:
     tokens = TOKENS_PER_UPDATE * max(1.0, model.parameters / 4e6) ** 0.5
     tokens *= 8 if device == "cuda" else 1
     rows: int = max(1, round(tokens / plan.row_tokens))
-    if not plan.even and rows > CHUNK:  # whole ones: see _micro_batch
-        rows = round(rows / CHUNK) * CHUNK
     return rows
 
 
@@ -153,6 +150,4 @@ def _micro_batch(
         logits = 1 if model.shape.classes else model.shape.vocabulary
         tokens = min(2048, max(1024, LOGITS_BYTES // (2 * logits)))
         most = min(most, max(1, int(tokens // plan.row_tokens)))
-    if not plan.even and batch > most:  # parts of what comes together: less of them is padding
-        return 1 << most.bit_length() - 1
     return -(-batch // -(-batch // most))  # equal parts

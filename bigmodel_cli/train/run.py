@@ -169,7 +169,7 @@ def _train(
     device = devices.set_up(resolved["device"], resolved["threads"])
     model_shape = ModelConfig.from_json(known["model"])
     if not new and (differing := manifest.changes(known["hardware"], engine.hardware(device))):
-        context.warn("resuming on other hardware, so not exact to the byte: "
+        context.warn("resuming with other hardware or another version, so not exact to the byte: "
                      + "; ".join(differing))  # fmt: skip
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -97,6 +97,21 @@ def test_a_run_from_before_an_option_came_resumes(work: Path) -> None:
     assert train(work, "old", steps=2).fresh
 
 
+def test_a_run_whose_updates_had_other_rows_resumes_with_a_warning(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        train(work, "old", stop_at(patch, 2))
+    path = Workdir(work).run("old").config
+    document = manifest.read_json(path, "", "")
+    now = document["hardware"]["arithmetic"]
+    document["hardware"]["arithmetic"] = 4  # the last whose updates were of rows of like lengths
+    manifest.write_json(path, document)
+    events = Events()
+    assert train(work, "old", events.context()).step == 6
+    assert f"another version, so not exact to the byte: arithmetic: 4 → {now}" in events.notes
+
+
 @pytest.fixture(scope="module")
 def compiler() -> None:
     """Skips where torch.compile cannot work, and says why."""
