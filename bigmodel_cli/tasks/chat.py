@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks.overlap import Overlap
     from bigmodel_cli.tasks.packing import WholePlan
 
+TEMPLATE = "ChatML with tools"
 MOST_TOKENS = 256  # of a reply that is judged
 SAMPLE_TOKENS = 128  # of one that is shown
 TOGETHER = 16  # replies written at a time, to be judged
@@ -72,6 +73,9 @@ class Chat(TextTask):
 
     def used_specials(self) -> set[int]:
         return {self.tokenizer.endoftext, self._special(START), self._special(END)}
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "template": TEMPLATE}  # before there were tools: none
 
     # prepare ---------------------------------------------------------------------------------
 
@@ -297,7 +301,7 @@ class Chat(TextTask):
 
         return {
             "window": self.options.context, "tokenization": self.tokenizer.signature,
-            "scored": "the assistant's turns, each with its end", "template": "ChatML",
+            "scored": "the assistant's turns, each with its end", "template": TEMPLATE,
             "replies": "greedy, for each of the assistant's turns after what was said before it, "
             f"at most {MOST_TOKENS} tokens; what is before it loses its oldest turns beyond "
             f"{room(self.options.context, MOST_TOKENS)} tokens",
