@@ -79,7 +79,8 @@ def arrays(
         for part in stream.parts(source.name):
             if scale is None:
                 scale = _scale(part)
-            images = _encoded(_bytes(part, scale, source.name), form)
+            wide = part.dtype.itemsize == 2 and part.dtype.kind == "u" and form[2] == 1
+            images = _encoded(part if wide else _bytes(part, scale, source.name), form)
             names = pa.array(labels[first : first + len(part)], pa.large_string())
             columns = {"image": images, "label": names}
             records = Records(source, chosen, layout)
@@ -234,12 +235,15 @@ def _labels(stream: Stream, name: str) -> list[str]:
 
 def _scale(part: NDArray[Any]) -> float:
     """What makes an array's values those of bytes, from its first rows: fractions and truth go
-    from 0 to 1, two bytes to 65,535."""
+    from 0 to 1, two bytes to the largest value of the bits that are used."""
+    from bigmodel_cli.tasks.pixels import white_of
+
     if part.dtype.kind == "b" or (
         part.dtype.kind == "f" and np.isfinite(part).any() and float(np.nanmax(part)) <= 1
     ):
         return 255.0
-    return 255 / 65535 if part.dtype.itemsize == 2 and part.dtype.kind == "u" else 1.0
+    wide = part.dtype.itemsize == 2 and part.dtype.kind == "u"
+    return 255 / white_of(max(255, float(part.max()))) if wide else 1.0
 
 
 def _bytes(part: NDArray[Any], scale: float, name: str) -> NDArray[np.uint8]:
@@ -254,13 +258,17 @@ def _bytes(part: NDArray[Any], scale: float, name: str) -> NDArray[np.uint8]:
     return values.round().clip(0, 255).astype(np.uint8)
 
 
-def _encoded(images: NDArray[np.uint8], form: tuple[int, int, int]) -> pa.Array:
-    """Pictures (n, H, W) or (n, H, W, C) as files of netpbm's; what does not cover is on white."""
+def _encoded(images: NDArray[Any], form: tuple[int, int, int]) -> pa.Array:
+    """Pictures (n, H, W) or (n, H, W, C) as files of netpbm's; what does not cover is on white.
+    Grey ones of two bytes a value stay so: which is white, their task learns from all of them."""
     height, width, channels = form
     if channels == 4:
         cover = images[..., 3:].astype(np.uint16)
         images = ((images[..., :3] * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
-    head = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
+    most = 255 if images.dtype == np.uint8 else 65535
+    head = b"P%d %d %d %d\n" % (5 if channels == 1 else 6, width, height, most)
+    if most > 255:
+        images = np.ascontiguousarray(images, ">u2").view(np.uint8)
     flat = images.reshape(len(images), -1)
     whole = np.empty((len(flat), len(head) + flat.shape[1]), np.uint8)
     whole[:, : len(head)], whole[:, len(head) :] = np.frombuffer(head, np.uint8), flat

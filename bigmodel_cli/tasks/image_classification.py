@@ -102,6 +102,8 @@ class ImageClassification(Classification):
         self.labels = list(labels)
         self._form, self.mean, self.deviation = form, list(mean), list(deviation)
         self._faded = 0  # coloured pictures that became grey unasked
+        self._deep = 0  # pictures of more than 8 bits a value
+        self._clipped = 0  # those of them that are brighter than any of training
 
     @property
     def form(self) -> Form:
@@ -157,6 +159,7 @@ class ImageClassification(Classification):
             is_grey,
             opened,
             usual_form,
+            values,
         )  # fmt: skip
 
         table = rows.table.slice(first, TOGETHER)
@@ -172,12 +175,14 @@ class ImageClassification(Classification):
             ledger.came_in(1, size)
             try:
                 picture = opened(b"" if data is None else data.to_pybytes())
-                coloured = fades and picture.mode not in ("1", "L")
+                coloured = fades and picture.mode[0] not in "1LIF"
                 if coloured:
                     in_colour = array(picture, dataclasses.replace(form, channels=3))
                     self._faded += not is_grey(in_colour)
                     picture = opened(data.to_pybytes())
-                pixels.append(array(picture, form).tobytes())
+                found = values(picture, form)
+                self._deep += found.dtype != np.uint8
+                pixels.append(found.tobytes())
             except NoPictureError as error:
                 ledger.drop(str(error), size, rows.where(first + index))
                 continue
@@ -201,6 +206,7 @@ class ImageClassification(Classification):
 
         del wait
         classes = self.fit_labels(sample, size)
+        said = self._fit_white(sample, size) if self._deep else ""
         C, S = self.form.channels, self.form.size
         count, sums, squares = 0, np.zeros(C), np.zeros(C)
         for part in sample(SAMPLE_BYTES):
@@ -211,23 +217,45 @@ class ImageClassification(Classification):
         mean = sums / max(1, count)
         deviation = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 1.0))
         self.mean, self.deviation = mean.round(4).tolist(), deviation.round(4).tolist()
-        return f"{classes}; {'grey' if C == 1 else 'coloured'} pictures of {S} × {S}"
+        return f"{classes}; {'grey' if C == 1 else 'coloured'} pictures of {S} × {S}{said}"
+
+    def _fit_white(self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int) -> str:
+        """Learns from the whole train split which value is white."""
+        from bigmodel_cli.tasks.pixels import deep, white_of
+
+        images = (i for part in sample(size) for i in part.column("pixels").to_pylist())
+        found = (deep(image, self.form) for image in images)
+        top = max((float(each.max()) for each in found if each is not None), default=65535.0)
+        self._form = dataclasses.replace(self.form, white=white_of(top))
+        return (f"; {self._deep:,} have more than 8 bits a value, of which the largest in training "
+                f"is {top:,.6g}: {self.form.white:,.6g} is white")  # fmt: skip
 
     def _pixels(self, column: pa.Array) -> NDArray[np.uint8]:
         """Pixels (n, C, S, S) of a column of them."""
         import numpy as np
 
+        from bigmodel_cli.tasks.pixels import deep, scaled
+
         C, S = self.form.channels, self.form.size
-        data = np.frombuffer(b"".join(column.to_pylist()), np.uint8)
-        return data.reshape(len(column), C, S, S)
+        images = column.to_pylist()
+        if self._deep:
+            for place, image in enumerate(images):
+                if (found := deep(image, self.form)) is not None:
+                    images[place] = scaled(found, self.form).tobytes()
+        return np.frombuffer(b"".join(images), np.uint8).reshape(len(images), C, S, S)
 
     def encode(self, units: pa.RecordBatch, ledger: Ledger) -> Columns:
         del ledger
         import numpy as np
 
         from bigmodel_cli.artifacts.shards import Columns
+        from bigmodel_cli.tasks.pixels import deep
 
         pixels = self._pixels(units.column("pixels"))
+        if self._deep:
+            found = (deep(image, self.form) for image in units.column("pixels").to_pylist())
+            white = self.form.white or 0
+            self._clipped += sum(each is not None and each.max() > white + 0.5 for each in found)
         lengths = np.full(len(pixels), pixels[:1].size)
         return Columns(
             len(pixels), {"pixels": pixels.reshape(-1), "label": self.codes(units.column("label"))},
@@ -236,6 +264,9 @@ class ImageClassification(Classification):
 
     def remarks(self) -> list[str]:
         remarks = self.label_remarks()
+        if self._clipped:
+            remarks.append(f"{self._clipped:,} pictures of more than 8 bits are brighter than any "
+                           "of the train split: what is above its white was cut")  # fmt: skip
         if self._faded:
             remarks.append(f"the first pictures were grey, so that {self._faded:,} coloured ones "
                            "became grey, too; --color rgb keeps colours")  # fmt: skip
@@ -243,7 +274,7 @@ class ImageClassification(Classification):
 
     def save(self, folder: Path) -> None:
         self.save_labels(folder)
-        form = dataclasses.asdict(self.form)
+        form = {k: v for k, v in dataclasses.asdict(self.form).items() if v is not None}
         write_json(folder / PICTURES_FILE, {**form, "mean": self.mean, "deviation": self.deviation})
 
     @classmethod
@@ -252,7 +283,8 @@ class ImageClassification(Classification):
 
         document = read_json(folder / PICTURES_FILE, "codec", "make it again")
         try:
-            form = Form(int(document["channels"]), int(document["size"]))
+            white = float(document["white"]) if "white" in document else None
+            form = Form(int(document["channels"]), int(document["size"]), white)
             mean, deviation = ([float(n) for n in document[k]] for k in ("mean", "deviation"))
             if not (
                 form.channels == len(mean) == len(deviation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import re
 import stat
 import urllib.parse
@@ -24,8 +25,11 @@ from bigmodel_cli.errors import DataError
 
 MOST_BYTES = 64 << 20  # of one encoded picture
 MOST_PIXELS = 64_000_000  # of one picture: more fills the memory before anything is known of it
+MOST_MEMORY = 512 << 20  # bytes that decoding one may take
 # only these are tried: others call programs (EPS), or read what no one has looked at for long
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
+BAND = 1 << 20  # pixels of a large picture that are converted at a time
+ORIENTATION = 0x0112  # of Exif: how the camera was held
 GREY = {"1", "L", "LA", "La", "I", "F"}
 DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*,", re.ASCII)
 ERASED = (0.02, 0.25)  # share of the picture that an erased rectangle has
@@ -43,10 +47,12 @@ class NoPictureError(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """What all pictures become: `channels` (1 grey, 3 red, green and blue) × size × size."""
+    """What all pictures become: `channels` (1 grey, 3 red, green and blue) × size × size. white:
+    the value that is white in those of more than 8 bits, if training had any."""
 
     channels: int
     size: int
+    white: float | None = None
 
 
 def opened(data: bytes) -> Image.Image:
@@ -62,9 +68,21 @@ def opened(data: bytes) -> Image.Image:
         raise NoPictureError("too_large") from None
     except Exception:  # Pillow raises many kinds for broken files
         raise NoPictureError("unreadable") from None
-    if picture.width * picture.height > MOST_PIXELS:
+    if picture.width * picture.height > MOST_PIXELS or weight(picture) > MOST_MEMORY:
         raise NoPictureError("too_large")
     return picture
+
+
+def weight(picture: Image.Image) -> int:
+    """About how many bytes of memory an opened image takes when it is decoded: only its head is
+    read. A JPEG is decoded at a fraction of its size, unless it comes in several scans; for WebP
+    and AVIF their libraries hold several copies."""
+    pixels = picture.width * picture.height
+    if picture.format == "JPEG" and not picture.info.get("progressive"):
+        return pixels // 4
+    if picture.format in ("WEBP", "AVIF"):
+        return 16 * pixels
+    return pixels * (4 if picture.mode[0] in "IF" or len(picture.getbands()) > 1 else 1)
 
 
 def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
@@ -73,20 +91,31 @@ def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
 
     Raises NoPictureError for what cannot be decoded to its end.
     """
+    return scaled(values(picture, form), form)
+
+
+def values(picture: Image.Image, form: Form) -> NDArray[Any]:
+    """The same before it is scaled: what has more than 8 bits a value is grey, (S, S) of float32,
+    since only all images together tell which value is white."""
     size = form.size
     try:
         if picture.format == "JPEG" and min(picture.size) > 4 * size:
             picture.draft(None, (2 * size, 2 * size))  # decodes no more than is needed
         picture.load()
-        if picture.format != "PPM":
+        turn = 1 if picture.format == "PPM" else picture.getexif().get(ORIENTATION, 1)
+        picture = _small(picture, size)
+        if turn != 1:
+            picture.getexif()[ORIENTATION] = turn
             ImageOps.exif_transpose(picture, in_place=True)
-        picture = plain(picture)
+        range_ = picture.getextrema() if picture.mode == "F" else ()
         side = min(picture.size)
         if picture.size != (size, size):
             left, top = (picture.width - side) / 2, (picture.height - side) / 2
             picture = picture.resize(
                 (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
             )
+        if picture.mode == "F":  # resizing goes a little beyond the values
+            return np.asarray(picture).clip(*range_)
         pixels: NDArray[np.uint8] = np.asarray(
             picture.convert("RGB" if form.channels == 3 else "L")
         )
@@ -97,16 +126,56 @@ def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
     return pixels.transpose(2, 0, 1) if form.channels == 3 else pixels[None]
 
 
+def scaled(pixels: NDArray[Any], form: Form) -> NDArray[np.uint8]:
+    """`values` with 8 bits each: (C, S, S)."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    top = pixels.max(initial=0)
+    white = form.white or (65535 if top > 255 else 255 if top > 1 else 1)
+    whole = (pixels * (255 / white)).round().clip(0, 255).astype(np.uint8)
+    return np.repeat(whole[None], form.channels, 0)
+
+
+def deep(image: bytes, form: Form) -> NDArray[np.float32] | None:
+    """The `values` (S, S) in the bytes of a picture of more than 8 bits; None of others."""
+    size = form.size
+    if len(image) != 4 * size * size:
+        return None
+    return np.frombuffer(image, np.float32).reshape(size, size)
+
+
+def white_of(top: float) -> float:
+    """The value that is white where `top` is the largest one of many images: 1 of fractions, else
+    the largest of the fewest bits, in twos from 8 on."""
+    if top <= 1:
+        return 1.0
+    bits = max(8, math.ceil(math.log2(top + 1)))
+    return float((1 << bits + bits % 2) - 1)
+
+
+def _small(picture: Image.Image, size: int) -> Image.Image:
+    """A loaded picture as `plain` makes it, a few rows at a time, so that beside the decoded
+    pixels little is in memory; one that is far larger than needed is made smaller on the way."""
+    width, height = picture.size
+    if width * height <= BAND:
+        return plain(picture)
+    step = max(1, min(width, height) // (4 * size))
+    rows = max(1, BAND // width // step) * step
+    whole = None
+    for top in range(0, height, rows):
+        part = plain(picture.crop((0, top, width, min(top + rows, height)))).reduce(step)
+        if whole is None:
+            whole = Image.new(part.mode, (part.width, -(-height // step)))
+        whole.paste(part, (0, top // step))
+    assert whole is not None
+    return whole
+
+
 def plain(picture: Image.Image) -> Image.Image:
-    """A loaded picture as grey or red, green and blue of 8 bits each."""
+    """A loaded picture as grey or red, green and blue of 8 bits each; what has more bits as F."""
     if picture.mode[0] in "IF":  # grey of 16 bits or more, or fractions
-        values = np.asarray(picture).astype(np.float64)
-        top = values.max(initial=0)
-        scale = 255 if picture.mode == "F" and top <= 1 else 255 / 65535 if top > 255 else 1
-        if picture.mode.startswith("I;16"):
-            scale = 255 / 65535
-        whole = (values * scale).round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(whole)
+        deep = np.asarray(picture).astype(np.float32)
+        return Image.fromarray(np.nan_to_num(deep, nan=0, posinf=0, neginf=0))
     if picture.has_transparency_data:
         covered = picture.convert("RGBA")
         white = Image.new("RGBA", covered.size, "white")
@@ -167,7 +236,8 @@ def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
         what = {"too_large": "is too large"}.get(str(error), "is no picture that can be read")
         raise DataError(
             f"`image` is `{shown}`, which {what}",
-            "PNG, JPEG, BMP, GIF, WebP, TIFF and PPM are read, of up to 64 million pixels",
+            "PNG, JPEG, BMP, GIF, TIFF and PPM are read, of up to 64 million pixels, and WebP and "
+            "AVIF, of up to 32 million",
         ) from None
 
 

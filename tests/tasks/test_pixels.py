@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from bigmodel_cli.tasks import pixels
 from bigmodel_cli.tasks.packing import AUGMENT, generator
 from bigmodel_cli.tasks.pixels import (
     Augmentation,
@@ -20,6 +24,7 @@ from bigmodel_cli.tasks.pixels import (
     opened,
     read_uri,
     thumbnails,
+    white_of,
 )
 
 
@@ -59,6 +64,102 @@ def test_sixteen_bits_are_scaled() -> None:
         assert np.array_equal(read(saved(Image.fromarray(wide), kind))[0], ramp()), kind
     fractions = Image.fromarray(ramp().astype(np.float32) / 255)
     assert np.array_equal(read(saved(fractions, "TIFF"))[0], ramp())
+
+
+@pytest.mark.parametrize("size", [16, 8])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_bits_beyond_eight_keep_their_range(bits: int, size: int) -> None:
+    values = (ramp().astype(np.float64) / 255 * ((1 << bits) - 1)).round()
+    wanted = array(opened(saved(Image.fromarray(ramp()), "PNG")), Form(1, size))[0].astype(int)
+    for kind, dtype in (("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32),
+                        ("TIFF", np.float32), ("PPM", np.int32)):  # fmt: skip
+        data = saved(Image.fromarray(values.astype(dtype)), kind)
+        found = array(opened(data), Form(1, size, white_of(float(values.max()))))
+        assert np.abs(found[0] - wanted).max() <= 1, (kind, dtype)
+
+
+@pytest.mark.parametrize(
+    ("top", "white"),
+    [(0.2, 1), (1, 1), (2, 255), (255, 255), (256, 1023), (1023, 1023), (1024, 4095),
+     (4095, 4095), (4096, 16383), (65535, 65535), (65536, 262143)],
+)  # fmt: skip
+def test_white_is_the_largest_value_of_the_bits_that_are_used(top: float, white: float) -> None:
+    assert white_of(top) == white
+
+
+def test_avif_and_jpegs_of_another_name() -> None:
+    smooth = Image.fromarray(np.linspace(0, 250, 256).reshape(16, 16).astype(np.uint8))
+    for kind in ("AVIF", "JPEG"):
+        found = read(saved(smooth.convert("RGB"), kind, quality=95))[0].astype(int)
+        assert np.abs(found - np.asarray(smooth)).max() <= 10
+
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_images_are_read_in_bands_as_small_ones_are(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    grey = np.kron(random.integers(0, 256, (12, 20), np.uint8), np.ones((16, 16), np.uint8))
+    deep = {"I;16": np.uint16, "I": np.int32, "F": np.float32}.get(mode)
+    image = Image.fromarray(grey.astype(deep) * 16 if deep else grey)
+    image = image if deep else image.convert(mode)
+    if "A" in mode:
+        image.putalpha(Image.fromarray(255 - grey))
+    data = saved(image, "TIFF" if mode in ("I", "F", "CMYK") else "PNG")
+    for channels in (1, 3):
+        whole = read(data, channels, 24)
+        monkeypatch.setattr(pixels, "BAND", 5000)
+        banded = read(data, channels, 24).astype(int)
+        assert np.abs(banded - whole).max() <= (24 if mode == "1" else 12)
+        assert np.abs(banded - whole).mean() <= 2
+        exact = read(data, channels, 96)
+        monkeypatch.undo()
+        assert np.array_equal(exact, read(data, channels, 96))  # nothing is left out on the way
+
+
+PEAK = """
+import io, sys
+from bigmodel_cli.tasks import pixels
+data = open(sys.argv[1], "rb").read()
+pixels.array(pixels.opened(data), pixels.Form(3, 64))
+open("/proc/self/clear_refs", "w").write("5")
+peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+before, picture = peak(), pixels.opened(data)
+print(pixels.weight(picture) >> 10)
+pixels.array(picture, pixels.Form(3, 64))
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts pages as Linux does")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "WEBP", "JPEG"])
+def test_decoding_takes_the_memory_of_the_pixels_once(tmp_path: Path, mode: str) -> None:
+    grey = np.broadcast_to((np.arange(4000) % 256).astype(np.uint8), (4000, 4000))
+    deep = mode == "I;16"
+    image = Image.fromarray(np.ascontiguousarray(grey).astype(np.uint16 if deep else np.uint8))
+    if mode in ("1", "L", "LA", "P", "RGBA"):
+        image = image.convert(mode)
+    kind = mode if mode in ("WEBP", "JPEG") else "PNG"
+    (tmp_path / "image").write_bytes(saved(image, kind))
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "image")], check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    said, peak = map(int, done.stdout.split())
+    assert peak <= said + (24 << 10)
+
+
+def test_images_that_would_take_too_much_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = Image.new("RGB", (100, 100))
+    monkeypatch.setattr(pixels, "MOST_MEMORY", 50_000)
+    assert read(saved(image, "PNG"), 3).shape == (3, 16, 16)
+    for kind in ("WEBP", "AVIF"):
+        with pytest.raises(NoPictureError, match="too_large"):
+            opened(saved(image, kind))
 
 
 def test_what_nothing_covers_is_white() -> None:
