@@ -40,9 +40,17 @@ class PrepareConfig:
     )
     delimiter: str = option(
         "",
-        r"What separates columns, such as '::' or '\t', also of standard input.",
+        r"What separates columns, such as '::' or '\t', also of standard input. Quotes enclose a "
+        "field in .csv, and where it is a comma; elsewhere a quote is a character.",
         metavar="TEXT",
-        shown_default="a comma in .csv, else a tab",
+        shown_default="what the first lines tell, of , ; | and tab",
+    )
+    encoding: str = option(
+        "",
+        "The encoding of text, .csv, .tsv and JSON, by its name in Python: `gbk`, `utf-16`, "
+        "`latin-1`. A byte order mark comes before it.",
+        metavar="NAME",
+        shown_default="UTF-8",
     )
     val: str = option(
         "0.05", "Validation split: a fraction of the units, or a source.", metavar="FRACTION|SOURCE"

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.records import Choose, Records
-from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
+from bigmodel_cli.prepare.sources import Layout, Source, unpacked
+from bigmodel_cli.prepare.texts import is_utf8, lines, not_utf8, opened
 from bigmodel_cli.tasks import Rows
 
 
 def together(found: Sequence[Source]) -> list[Source]:
-    """Text files of one folder whose names differ only in their end (before .gz or .zst) as one
+    """Text files of one folder whose names differ only in their end (before .gz or the like) as one
     source each. Its columns are their ends, in the order in which these come among all sources.
 
     Raises DataError for a text file that has no other beside it.
@@ -31,7 +30,7 @@ def together(found: Sequence[Source]) -> list[Source]:
         if source.kind != "text" or source.path is None:
             whole.append(source)
             continue
-        stem, _, end = _plain(source.name).rpartition(".")
+        stem, _, end = unpacked(source.name).rpartition(".")
         group = groups.setdefault((source.path.parent, stem), {})
         if not stem or end in group:
             raise DataError(
@@ -55,32 +54,28 @@ def together(found: Sequence[Source]) -> list[Source]:
     return whole
 
 
-def _plain(name: str) -> str:
-    """A file's name without what it is compressed by."""
-    path = Path(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in (".gz", ".zst") else name
-
-
-def lines(
+def aligned(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """Aligned files, line by line. Raises DataError where one has more lines than another."""
     found = choose(dict.fromkeys(source.columns, "lines"), f"`{source.name}`")
     records = Records(source, found, layout)
     files = [source.columns[end] for end in records.names.values()]
-    with contextlib.ExitStack() as opened:
-        texts = [opened.enter_context(_open(file)) for file in files]
+    with contextlib.ExitStack() as stack:
+        texts = [lines(stack.enter_context(opened(file, layout)), file.name) for file in files]
         for number in itertools.count(1):
-            row = [text.readline() for text in texts]
+            row = [next(text, b"") for text in texts]
             if not all(row):
                 break
-            advance(sum(map(len, row)))
+            size = sum(map(len, row))
+            advance(size)
+            words = [line.removesuffix(b"\n").removesuffix(b"\r") for line in row]
             try:
-                records.add([line.removesuffix("\n").removesuffix("\r") for line in row], number)
-            except ValueError:  # not UTF-8
-                size = sum(len(line.encode(errors="surrogateescape")) for line in row)
-                ledger.came_in(1, size)
-                ledger.drop("malformed", size, f"{source.name}, line {number}")
+                records.add([line.decode() for line in words], number)
+            except UnicodeDecodeError:
+                place = next(i for i, line in enumerate(row) if not is_utf8(line))
+                size = sum(map(len, words))
+                not_utf8(files[place], layout, ledger, size, f"{source.name}, line {number}")
             if records.size > sources.CHUNK:
                 yield from records.take()
         counts = [number - (not line) + sum(1 for _ in text) for line, text in zip(row, texts)]
@@ -91,10 +86,3 @@ def lines(
             "mend them, or leave them out with --exclude",
         )
     yield from records.take()
-
-
-def _open(source: Source) -> IO[str]:
-    assert source.path is not None
-    return io.TextIOWrapper(
-        open_bytes(source.path), "utf-8-sig", errors="surrogateescape", newline="\n"
-    )

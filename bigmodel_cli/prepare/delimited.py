@@ -1,86 +1,220 @@
-"""Records as lines of text: CSV, TSV, and whatever else separates columns."""
+"""Records as lines of text: CSV, TSV, and whatever else separates columns.
+
+Where quotes enclose fields, one that is not closed costs its own line: the lines that it would
+swallow are read again, each by itself.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Callable, Iterator
-from typing import Any
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 from bigmodel_cli.artifacts.ledger import Ledger
+from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.records import LONGEST_ROW, Choose, Records
-from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
+from bigmodel_cli.prepare.records import Choose, Records
+from bigmodel_cli.prepare.sniff import Looks, delimiter_of, split_quoted
+from bigmodel_cli.prepare.sources import Layout, Source
+from bigmodel_cli.prepare.texts import LONGEST_ROW, is_utf8, lines, not_utf8, opened
 from bigmodel_cli.tasks import Rows
+
+SHOWN_LINES, SHOWN_SIZE = 200, 1 << 20  # the first lines, by which the others are judged
+CLOSING = re.compile(r'[^"]*+(?:""[^"]*+)*+"')  # to the end of a quoted field
+OVERHEAD = 64  # bytes that a line takes beside its text
 
 
 def delimited(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
-    """Comma- or tab-separated rows, below a header unless the layout names the columns.
+    """Separated columns, below a header unless the layout names them.
 
-    Where it does, or names a delimiter, anything but commas is no CSV: then quotes mean nothing,
-    and the last column takes the rest of its line.
+    In .csv, and between commas, quotes enclose a field. Anywhere else a quote is a character, and
+    where the layout says how columns are separated, the last one takes the rest of its line.
     """
-    assert source.path is not None
-    delimiter = layout.delimiter or ("," if source.kind == "csv" else "\t")
-    plain = delimiter != "," and bool(layout.header or layout.delimiter)
     csv.field_size_limit(LONGEST_ROW)
-    with (
-        open_bytes(source.path) as raw,
-        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        lines = _counted(text, advance)
-        reader: Any
-        if plain:
-            reader = _Plain(lines, delimiter, len(layout.header))
-        else:
-            reader = csv.reader(lines, delimiter=delimiter)
-        try:
-            header = list(layout.header) or next(reader)
-        except StopIteration:
+    with opened(source, layout) as file:
+        text = Lines(
+            line.decode(errors="surrogateescape")
+            for line in lines(file, source.name, advance, returns=True)
+        )
+        shown = text.first(SHOWN_LINES, SHOWN_SIZE)
+        if not any(line.strip() for line in shown) and len(shown) < SHOWN_LINES:
+            _nothing(source, ledger, "")
             return
-        if source.path.suffix.lower() == ".inter":
-            header = [name.partition(":")[0] for name in header]
-        if plain:
-            reader.columns = len(header)
-        found = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
-        records = Records(source, found, layout)
+        delimiter = delimiter_of(source, layout, shown)
+        quoted = len(delimiter) == 1 and (delimiter == "," or source.kind == "csv")
+        header = list(layout.header) or _header(source, layout, next(text), delimiter, quoted)
+        records = Records(source, _chosen(source, header, choose), layout)
         places = [header.index(name) for name in records.names.values()]
-        while True:
-            row: list[str] = []
+        reader: Reader
+        if quoted:
+            reader = Quoted(text, delimiter, len(header), Looks(shown, delimiter, len(header)))
+        else:
+            if source.kind == "tsv" and any(
+                len(field) > 1 and field[0] == field[-1] == '"'
+                for line in shown
+                for field in line.rstrip("\r\n").split(delimiter)
+            ):
+                layout.say(
+                    "quotes",
+                    f"`{source.name}` has fields in quotes, which are kept as "
+                    "characters; where they enclose fields, name the file .csv",
+                )
+            rest = bool(layout.header or layout.delimiter)
+            reader = Plain(text, delimiter, len(header) - 1 if rest else -1)
+        rows = 0
+        for row, line in reader:
+            rows += 1
+            where = f"{source.name}, line {text.number}"
             try:
-                row = next(reader)
-                if not row:  # a blank line is no row
-                    continue
-                if len(row) != len(header) or any("\x00" in field for field in row):
+                if len(row) != len(header) or "\x00" in line:
                     raise ValueError
-                records.add([row[place] for place in places], reader.line_num)
-            except StopIteration:
-                break
-            except (csv.Error, ValueError):
-                lost = sum(len(field.encode(errors="surrogateescape")) for field in row)
-                ledger.came_in(1, lost)
-                ledger.drop("malformed", lost, f"{source.name}, line {reader.line_num}")
+                records.add([row[place] for place in places], text.number)
+            except ValueError:
+                lost = "".join(row).encode(errors="surrogateescape")
+                if is_utf8(lost):
+                    ledger.came_in(1, len(lost))
+                    ledger.drop("malformed", len(lost), where)
+                else:
+                    not_utf8(source, layout, ledger, len(lost), where)
             if records.size > sources.CHUNK:
                 yield from records.take()
+        if not rows:
+            _nothing(source, ledger, " (a header and no rows)")
         yield from records.take()
 
 
-class _Plain:
-    """Lines cut at a delimiter, with csv.reader's interface."""
-
-    def __init__(self, lines: Iterator[str], delimiter: str, columns: int) -> None:
-        self.lines, self.delimiter, self.columns = lines, delimiter, columns
-        self.line_num = 0
-
-    def __next__(self) -> list[str]:
-        line = next(self.lines).rstrip("\r\n")
-        self.line_num += 1
-        return line.split(self.delimiter, self.columns - 1) if line.strip() else []
+def _nothing(source: Source, ledger: Ledger, why: str) -> None:
+    ledger.came_in(1, 0)
+    ledger.drop("empty", 0, source.name + why)
 
 
-def _counted(lines: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
-    for line in lines:
-        advance(len(line))
-        yield line
+def _header(
+    source: Source, layout: Layout, line: str, delimiter: str, quoted: bool
+) -> list[str]:  # fmt: skip
+    """The names of the columns. Raises DataError."""
+    if not is_utf8(line.encode(errors="surrogateescape")):
+        not_utf8(source, layout, Ledger(), 0, "")
+        raise DataError(f"the header of `{source.name}` is not {(layout.encoding or 'UTF-8')}",
+                        "name its encoding: --encoding gbk")  # fmt: skip
+    body = line.rstrip("\r\n")
+    names = split_quoted(body, delimiter) if quoted else body.split(delimiter)
+    if not any(name.strip() for name in names):
+        raise DataError(
+            f"the header of `{source.name}` is empty, and must name its columns",
+            "remove blank lines above it, or name them: --header label,text",
+        )
+    types = source.path and sources.unpacked(source.path.name).lower().endswith(".inter")
+    return [name.partition(":")[0] if types else name for name in names]
+
+
+def _chosen(source: Source, header: Sequence[str], choose: Choose) -> dict[str, str]:
+    """The columns to read. Raises DataError for one that is there twice."""
+    found = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
+    for name in found.values():
+        if header.count(name) > 1:
+            raise DataError(f"`{source.name}` has {header.count(name)} columns named `{name}`",
+                            "rename all but one, or name another: --column")  # fmt: skip
+    return found
+
+
+class Lines:
+    """Lines that can be given back. `number`: of those that were taken for good."""
+
+    def __init__(self, found: Iterable[str]) -> None:
+        self.found, self.again = iter(found), deque[str]()
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self.again.popleft() if self.again else next(self.found)
+        self.number += 1
+        return line
+
+    def give_back(self, taken: Sequence[str]) -> None:
+        self.again.extendleft(reversed(taken))
+        self.number -= len(taken)
+
+    def first(self, count: int, size: int) -> list[str]:
+        """The next lines, which stay."""
+        taken: list[str] = []
+        for line in self:
+            taken.append(line)
+            size -= len(line)
+            if len(taken) == count or size < 0:
+                break
+        self.give_back(taken)
+        return taken
+
+
+class Reader(Protocol):
+    """Rows, each with the line or lines that it was made of; of a line that is lost the only field
+    is the whole line. Blank lines are none."""
+
+    def __iter__(self) -> Iterator[tuple[list[str], str]]: ...
+
+
+class Plain:
+    """Lines cut at a delimiter, `cuts` times at most (−1: wherever it is)."""
+
+    def __init__(self, text: Lines, delimiter: str, cuts: int) -> None:
+        self.text, self.delimiter, self.cuts = text, delimiter, cuts
+
+    def __iter__(self) -> Iterator[tuple[list[str], str]]:
+        for line in self.text:
+            body = line.rstrip("\r\n")
+            if body.strip() if self.cuts >= 0 else body:
+                yield body.split(self.delimiter, self.cuts), line
+
+
+class Quoted:
+    """Lines with fields in quotes, which may hold delimiters and line ends."""
+
+    def __init__(self, text: Lines, delimiter: str, columns: int, looks: Looks) -> None:
+        self.text, self.delimiter, self.columns, self.looks = text, delimiter, columns, looks
+
+    def __iter__(self) -> Iterator[tuple[list[str], str]]:
+        for line in self.text:
+            body = line.rstrip("\r\n")
+            if '"' not in line:
+                if body:
+                    yield body.split(self.delimiter), line
+                continue
+            row = split_quoted(body + "\n", self.delimiter)
+            if not row[-1].endswith("\n"):
+                yield row, line
+            elif whole := self._whole(line, len(row) - 1):
+                yield whole
+            else:
+                yield [body], line
+
+    def _whole(self, line: str, place: int) -> tuple[list[str], str] | None:
+        """The row of a line whose field `place` is not closed, with the lines that close it; None,
+        and no more than that line, where none does, or the lines look like rows of their own."""
+        taken = [line]
+        size = len(line)
+        for more in self.text:
+            taken.append(more)
+            size += len(more) + OVERHEAD
+            closed = CLOSING.match(more)
+            if size > LONGEST_ROW:
+                break
+            if not closed:
+                continue
+            rest = more[closed.end() :].rstrip("\r\n")
+            if rest and not rest.startswith(self.delimiter):
+                break
+            if rest and split_quoted(rest + "\n", self.delimiter)[-1].endswith("\n"):
+                continue  # another field begins, and goes on in the next line
+            whole = "".join(taken)
+            row = split_quoted(whole.removesuffix("\n").removesuffix("\r"), self.delimiter)
+            if len(row) == self.columns and not self.looks.rows(taken, place):
+                return row, whole
+            break
+        self.text.give_back(taken[1:])
+        return None

@@ -1,8 +1,8 @@
 """Any source, as batches of rows of bounded size.
 
 Files (.jsonl, .csv, .tsv, .parquet hold records, and .json where documents are no rows; all else
-is text, one document a file), pictures, folders, globs, standard input, hub data sets; also .gz
-and .zst.
+is text, one document a file), pictures, folders, globs, standard input, hub data sets; also
+compressed, see sources.PACKED.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import gzip
 import itertools
+import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
@@ -20,10 +21,11 @@ import pyarrow as pa
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import pictures, sources
-from bigmodel_cli.prepare.aligned import lines
+from bigmodel_cli.prepare.aligned import aligned
 from bigmodel_cli.prepare.delimited import delimited
 from bigmodel_cli.prepare.records import ARROW, Choose, hub, json_list, jsonl, parquet
-from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
+from bigmodel_cli.prepare.sources import Layout, Source
+from bigmodel_cli.prepare.texts import not_utf8, opened
 from bigmodel_cli.tasks import Rows
 
 READERS = {"jsonl": jsonl, "json": json_list, "csv": delimited, "tsv": delimited,
@@ -96,13 +98,13 @@ def read(
     text = source.kind in ("text", *as_text)
     try:
         if source.columns:
-            yield from lines(source, choose, layout, ledger, advance)
+            yield from aligned(source, choose, layout, ledger, advance)
         elif source.hub:
             yield from hub(source, choose, layout)
         elif layout.header and source.kind in ("text", "csv", "tsv"):
             yield from delimited(source, choose, layout, ledger, advance)
         elif text and layout.documents:
-            yield from _text(source, layout.separator, ledger, advance)
+            yield from _text(source, layout, ledger, advance)
         elif text:
             raise DataError(
                 f"`{source.name}` holds no records that this task could use",
@@ -113,7 +115,7 @@ def read(
             yield from pictures.files([source], choose, layout, advance)
         elif source.kind != "labels":  # which are read with their pictures
             yield from READERS[source.kind](source, choose, layout, ledger, advance)
-    except (EOFError, zlib.error, gzip.BadGzipFile, *ARROW) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW) as error:
         raise DataError(
             f"`{source.name}` cannot be read to its end: {str(error).splitlines()[0]}",
             "it may be truncated; replace it, or leave it out with --exclude",
@@ -123,10 +125,9 @@ def read(
 
 
 def _text(
-    source: Source, separator: str, ledger: Ledger, advance: Callable[[int], None]
+    source: Source, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """A text file: one document, or many between separators; a long one as blocks."""
-    assert source.path is not None
     blocks: list[tuple[str, bool, bool]] = []
     size = row = documents = 0
 
@@ -139,15 +140,14 @@ def _text(
         )  # fmt: skip
         return Rows(table, source.split, lambda i: f"{source.name}, block {first + i + 1}")
 
-    with open_bytes(source.path) as file:
+    with opened(source, layout) as file:
         follows = False
-        for data, ends in _documents(file, separator.encode(), advance):
+        for data, ends in _documents(file, layout.separator.encode(), advance):
             if not follows:
                 documents += 1
             broken = _undecodable(data)
             if broken:
-                ledger.came_in(1, len(data))
-                ledger.drop("unreadable", len(data), f"{source.name} ({broken})")
+                not_utf8(source, layout, ledger, len(data), source.name, broken)
                 follows = False
                 continue
             for text, last in _blocks(data):
@@ -182,14 +182,10 @@ def _documents(
     """(bytes, whether the document ends with them). A huge document comes in several parts, cut at
     line ends, else at spaces, else between characters."""
     rest = b""
-    fresh = True
     parts = False
     while True:
         data = file.read(sources.CHUNK)
         advance(len(data))
-        if fresh and data.startswith(b"\xef\xbb\xbf"):
-            data = data[3:]
-        fresh = False
         rest += data
         if separator:
             *whole, rest = rest.split(separator)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,21 +16,23 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
+from bigmodel_cli.prepare.json_keys import add_types, chunks, columns_of
+from bigmodel_cli.prepare.sources import Layout, Source
+from bigmodel_cli.prepare.texts import is_utf8, not_utf8, opened
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.clean import as_column
 from bigmodel_cli.worker import ahead
 
-LONGEST_ROW = 1 << 30
+WHOLE = 1 << 30  # bytes of JSON that is read whole
 BLOCK = 1 << 20  # bytes of JSON lines that one core parses at once
 FILES = 128  # that are read at once
-SHOWN_ROWS = 100  # of JSON lines, from which columns are chosen
+LONGEST_INTEGER = 4000  # digits; Python refuses to read more than 4,300
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
 
 
 class _Number(float):
-    """A number of JSON's, as it was written, with any number of digits."""
+    """A number of JSON's, as it was written."""
 
     text: str
 
@@ -40,6 +40,11 @@ class _Number(float):
         number = super().__new__(cls, text)
         number.text = text
         return number
+
+
+def _whole(text: str) -> int | _Number:
+    """A whole number of JSON's, of any number of digits."""
+    return int(text) if len(text) <= LONGEST_INTEGER else _Number(text)
 
 
 def _as_text(value: Any, kind: str) -> str | None:
@@ -53,8 +58,8 @@ def _as_text(value: Any, kind: str) -> str | None:
             return str(value).lower()
         if isinstance(value, _Number):
             return value.text
-        if isinstance(value, str):
-            return value
+        if isinstance(value, str | int):
+            return str(value)
     raise ValueError
 
 
@@ -151,7 +156,7 @@ def jsonl(
         else:
             for number, raw in enumerate(chunk.split(b"\n"), begin):
                 if raw.strip():
-                    _add_line(raw, number, records, source.name, ledger)
+                    _add_line(raw, number, records, source, layout, ledger)
                 if records and records.size > 2 * sources.CHUNK:  # lines that name long files
                     yield from records.take()
             if records:
@@ -165,12 +170,11 @@ def _parsed_chunks(
 ) -> Iterator[tuple[bytes, Records | None, list[pa.Array] | None]]:
     """Chunks of whole lines; the records that theirs belong to, once there is one; and the chosen
     columns of those that could be parsed at once."""
-    assert source.path is not None
     records: Records | None = None
-    with open_bytes(source.path) as file:
-        for chunk in _line_chunks(file, source.name):
-            if records is None and (found := _keys(chunk)):
-                records = Records(source, choose(found, f"`{source.name}`"), layout)
+    if found := columns_of(source, layout):
+        records = Records(source, choose(found, f"`{source.name}`"), layout)
+    with opened(source, layout) as file:
+        for chunk in chunks(file, source.name, sources.CHUNK):
             flat = records and not {"json", "file"} & {*records.kinds}
             columns = _parsed(chunk, list(records.names.values())) if records and flat else None
             yield chunk, records, columns
@@ -207,14 +211,20 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
     return [table.column(name).combine_chunks() for name in names]
 
 
-def _add_line(raw: bytes, number: int, records: Records | None, name: str, ledger: Ledger) -> None:
+def _add_line(
+    raw: bytes, number: int, records: Records | None, source: Source, layout: Layout, ledger: Ledger
+) -> None:  # fmt: skip
     """One line that may be anything."""
+    where = f"{source.name}, line {number}"
+    if not is_utf8(raw):
+        not_utf8(source, layout, ledger, len(raw), where)
+        return
     try:
         if records is None:
             raise ValueError
         columns = list(records.names.values())
         try:
-            row = json.loads(raw, parse_int=_Number, parse_float=_Number)
+            row = json.loads(raw, parse_int=_whole, parse_float=_Number)
         except RecursionError:  # Arrow takes any depth
             found = _parsed(raw, columns)
             row = found and {name: part[0].as_py() for name, part in zip(columns, found)}
@@ -223,33 +233,7 @@ def _add_line(raw: bytes, number: int, records: Records | None, name: str, ledge
         records.add([row.get(column) for column in columns], number)
     except ValueError:
         ledger.came_in(1, len(raw))
-        ledger.drop("malformed", len(raw), f"{name}, line {number}")
-
-
-def _keys(chunk: bytes) -> dict[str, str]:
-    """The keys of the first rows, each with the type of its first value that is not null."""
-    rows: list[Mapping[str, Any]] = []
-    for raw in io.BytesIO(chunk):
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(raw, parse_int=float)
-            if isinstance(row, dict):
-                rows.append(row)
-        if len(rows) == SHOWN_ROWS:
-            break
-    return _types(rows)
-
-
-def _types(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    kinds = {str: "string", int: "number", float: "number", _Number: "number", bool: "bool"}
-    empty: dict[str, str] = {}
-    found: dict[str, str] = {}
-    for row in rows:
-        for key, value in row.items():
-            if value is None:
-                empty[key] = "null"
-            else:
-                found.setdefault(key, kinds.get(type(value), "other"))
-    return {**empty, **found}
+        ledger.drop("malformed", len(raw), where)
 
 
 def json_list(
@@ -257,15 +241,19 @@ def json_list(
 ) -> Iterator[Rows]:
     """One list of objects, which is read whole."""
     assert source.path is not None
-    with open_bytes(source.path) as file:
-        raw = file.read(LONGEST_ROW + 1)
-    if len(raw) > LONGEST_ROW:
-        raise DataError(
-            f"`{source.name}` has over {LONGEST_ROW >> 30} GiB, and a .json is read whole",
-            f"make it JSON lines: jq -c '.[]' {source.name} > rows.jsonl",
-        )
+    raw = bytearray()
+    with opened(source, layout) as file:
+        while len(raw) <= WHOLE and source.path.stat().st_size <= WHOLE:
+            if not (data := file.read(sources.CHUNK)):
+                break
+            raw += data
+        else:
+            raise DataError(
+                f"`{source.name}` has over {WHOLE >> 30} GiB, and a .json is read whole",
+                f"make it JSON lines: jq -c '.[]' {source.name} > rows.jsonl",
+            )
     try:
-        rows = json.loads(raw, parse_int=_Number, parse_float=_Number)
+        rows = json.loads(raw, parse_int=_whole, parse_float=_Number)
     except (ValueError, RecursionError) as error:
         raise DataError(f"`{source.name}` is no JSON: {error}", "mend it, or leave it out "
                         "with --exclude") from None  # fmt: skip
@@ -274,7 +262,9 @@ def json_list(
     objects = [row for row in rows if isinstance(row, dict)]
     if not objects:
         return
-    records = Records(source, choose(_types(objects[:SHOWN_ROWS]), f"`{source.name}`"), layout)
+    found: dict[str, str] = {}
+    add_types(found, objects)
+    records = Records(source, choose(found, f"`{source.name}`"), layout)
     for number, row in enumerate(rows, 1):
         try:
             if not isinstance(row, dict):
@@ -288,21 +278,6 @@ def json_list(
             yield from records.take()
     yield from records.take()
     advance(len(raw))
-
-
-def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """Chunks of about CHUNK bytes that end at line ends."""
-    rest: list[bytes] = []
-    while data := file.read(sources.CHUNK):
-        end = data.rfind(b"\n") + 1
-        if end:
-            yield b"".join([*rest, data[:end]])
-            rest = []
-        rest.append(data[end:])
-        if sum(map(len, rest)) > LONGEST_ROW:
-            raise DataError(f"`{name}` has a line of over {LONGEST_ROW >> 30} GiB")
-    if whole := b"".join(rest):
-        yield whole
 
 
 def parquet(

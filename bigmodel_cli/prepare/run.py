@@ -46,6 +46,7 @@ def run(
     """
     from bigmodel_cli.prepare.sources import Layout, Source, find, recognise_splits
     from bigmodel_cli.prepare.spool import Spool
+    from bigmodel_cli.prepare.texts import encoding_named
 
     wanted = wanted_columns(config.column)
     if config.task != "auto":
@@ -54,6 +55,8 @@ def run(
         escaped(config.document_separator),
         tuple(name.strip() for part in config.header for name in part.split(",")),
         escaped(config.delimiter),
+        encoding_named(config.encoding),
+        context=context,
     )  # fmt: skip
     if len(set(layout.header)) < len(layout.header) or "" in layout.header:
         shown = ",".join(layout.header)
@@ -66,7 +69,7 @@ def run(
             "choose shares that add up to less than 1",
         )
     with lock(workdir.data, workdir.root):
-        place = workdir.data / f"{manifest.TEMPORARY}stdin", workdir.root, bool(config.delimiter)
+        place = workdir.data / f"{manifest.TEMPORARY}stdin", workdir.root, layout.delimiter
         sources = recognise_splits(find(config.sources, config.exclude, *place))
         for name, share in fractions.items():
             if share is None:
@@ -123,7 +126,7 @@ def _chooser(task: Task, wanted: Mapping[str, str]) -> Any:
 def _options(config: PrepareConfig) -> dict[str, Any]:
     kept = identity(config)
     del kept["sources"], kept["exclude"], kept["max_loss"]  # what they select is in the inputs
-    for name in ("column", "header", "delimiter"):  # which came later
+    for name in ("column", "header", "delimiter", "encoding"):  # which came later
         if not kept[name]:
             del kept[name]
     for name in ("val", "test"):
@@ -264,16 +267,18 @@ def _read(
     context: Context,
 ) -> Iterator[Rows]:  # fmt: skip
     from bigmodel_cli.prepare.readers import read_all
+    from bigmodel_cli.prepare.sources import unpacked
 
     paths = [part.path for s in sources for part in s.columns.values() or [s] if part.path]
     total = sum(path.stat().st_size for path in paths) or None
-    compressed = any(path.suffix in (".gz", ".zst") for path in paths)
+    if layout.encoding or any(unpacked(path.name) != path.name for path in paths):
+        total = None  # what is read is of another size
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        context.emit(Progress("read", done, None if compressed else total, "B"))
+        context.emit(Progress("read", done, total, "B"))
 
     yield from read_all(sources, _chooser(task, wanted), layout, ledger, advance)
 

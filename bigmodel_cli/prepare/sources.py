@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
 import fnmatch
 import functools
@@ -9,19 +10,21 @@ import glob
 import gzip
 import io
 import itertools
+import lzma
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import pyarrow as pa
 
 from bigmodel_cli.artifacts.manifest import TEMPORARY, storage
 from bigmodel_cli.errors import DataError, ResourceError, UsageError
+from bigmodel_cli.events import Context, Note
 
 CHUNK = 8 << 20  # bytes of rows in one batch
 RECORDS = {
@@ -47,15 +50,25 @@ class Layout:
     """What files do not say themselves.
 
     separator: between the documents of a text file. header: the names of the columns, for
-    delimited files that have no header; delimiter: between columns, or "" for the usual one.
+    delimited files that have no header; delimiter: between columns, or "" for what a file's first
+    lines tell; encoding: of text, or "" for UTF-8.
     kinds: of columns, see Task; documents: whether what holds no records is a row, as text.
+    context: where readers say what files did tell, once for each kind of file.
     """
 
     separator: str = ""
     header: tuple[str, ...] = ()
     delimiter: str = ""
+    encoding: str = ""
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     documents: bool = True
+    context: Context = dataclasses.field(default_factory=Context)
+    told: set[str] = dataclasses.field(default_factory=set)
+
+    def say(self, kind: str, message: str, level: Literal["info", "warning"] = "info") -> None:
+        if kind not in self.told:
+            self.told.add(kind)
+            self.context.emit(Note(message, level))
 
 
 @dataclass(frozen=True)
@@ -73,11 +86,10 @@ class Source:
     @functools.cached_property
     def kind(self) -> str:
         """A reader's name; `labels` for what belongs to the pictures beside it."""
-        suffixes = [s.lower() for s in Path(self.name).suffixes if s.lower() not in (".gz", ".zst")]
-        suffix = suffixes[-1] if suffixes else ""
+        suffix = Path(unpacked(self.name)).suffix.lower()
         if suffix in PICTURES:
             return "image"
-        if dimensions := IDX.search(_unpacked(self.name).lower()):
+        if dimensions := IDX.search(unpacked(self.name).lower()):
             return "idx" if dimensions.group(1) in "34" else "labels"
         if suffix == ".npy" and self.path and _labels_of(self.path):
             return "labels"
@@ -95,8 +107,10 @@ class Source:
         return Path() if spooled or self.path is None else self.path.parent
 
 
-def _unpacked(name: str) -> str:
-    return name.removesuffix(".gz").removesuffix(".zst")
+def unpacked(name: str) -> str:
+    """A file's name without what it is compressed by."""
+    path = Path(name)
+    return name[: -len(path.suffix)] if path.suffix.lower() in PACKED else name
 
 
 def companion(path: Path) -> Path | None:
@@ -105,8 +119,8 @@ def companion(path: Path) -> Path | None:
     if "images" not in path.name:
         return None
     name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
-    plain = _unpacked(name)
-    found = (path.with_name(other) for other in (name, plain, plain + ".gz", plain + ".zst"))
+    plain = unpacked(name)
+    found = (path.with_name(other) for other in (name, *(plain + end for end in ("", *PACKED))))
     return next((other for other in found if other.is_file()), path.with_name(name))
 
 
@@ -119,10 +133,10 @@ def _labels_of(path: Path) -> bool:
 
 def find(
     patterns: Sequence[str], exclude: Sequence[str], spool: Path, own: Path | None = None,
-    delimited: bool = False,
+    delimited: str = "",
 ) -> list[Source]:  # fmt: skip
     """The files behind what the user named, in a fixed order; none that lies in the working
-    directory `own`. delimited: what standard input is, if not JSON.
+    directory `own`. delimited: what separates the columns of standard input, if it is not JSON.
 
     Raises UsageError, DataError.
     """
@@ -162,7 +176,7 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: bool) -> Iterator[Source]:
+def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: str) -> Iterator[Source]:
     if pattern == "-":
         with storage(spool):
             spool.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +186,8 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: bool) 
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         with spool.open("rb") as file:
             jsonl = file.read(1) == b"{"
-        yield Source("stdin" + (".jsonl" if jsonl else ".csv" if delimited else ".txt"), spool)
+        table = ".tsv" if delimited == "\t" or len(delimited) > 1 else ".csv"
+        yield Source("stdin" + (".jsonl" if jsonl else table if delimited else ".txt"), spool)
         return
     if pattern.startswith("hf:"):
         yield Source(pattern, None, pattern.removeprefix("hf:"))
@@ -228,11 +243,8 @@ def _named_split(source: Source) -> str | None:
 def open_bytes(path: Path) -> IO[bytes]:
     """A file's bytes, decompressed as they are read."""
     try:
-        if path.suffix.lower() == ".gz":
-            return cast(IO[bytes], gzip.open(path, "rb"))
-        if path.suffix.lower() == ".zst":
-            return io.BufferedReader(_Raw(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")))
-        return path.open("rb")
+        unpack = PACKED.get(path.suffix.lower(), open)
+        return cast(IO[bytes], unpack(path, "rb"))
     except PermissionError:
         raise ResourceError(f"`{path}` may not be read", "mend its permissions") from None
     except FileNotFoundError:
@@ -252,6 +264,17 @@ class _Raw(io.RawIOBase):
         data = self.stream.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def _zstd(path: Path, _mode: str) -> IO[bytes]:
+    return io.BufferedReader(_Raw(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")))
+
+
+# what opens compressed files, by their ends
+PACKED: Mapping[str, Callable[..., Any]] = {
+    ".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".lzma": lzma.LZMAFile,
+    ".zst": _zstd,
+}  # fmt: skip
 
 
 def load_hub(spec: str) -> Any:

@@ -128,10 +128,12 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
         {"l.txt": "Ça commence ici, à côté.".encode("latin-1")}, "l.txt",
         ["unreadable", "l.txt", "not UTF-8 at byte 0"], "source",
     ),
-    "UTF-16": ({"u.txt": "A line of text.\n".encode("utf-16") * 9}, "u.txt", ["u.txt"], "source"),
-    "JSON lines in UTF-16": (
-        {"u.jsonl": "".join(f'{{"text": "{t}"}}\n' for t in DOCUMENTS).encode("utf-16")}, "u.jsonl",
-        ["malformed", "u.jsonl, line 2"], "",
+    "UTF-16 without its mark": (
+        {"u.txt": "A line of text.\n".encode("utf-16-le") * 9}, "u.txt", ["u.txt"], "source",
+    ),
+    "JSON lines in UTF-16 without its mark": (
+        {"u.jsonl": "".join(f'{{"text": "{t}"}}\n' for t in DOCUMENTS).encode("utf-16-be")},
+        "u.jsonl", ["malformed", "u.jsonl, line 2"], "",
     ),
     "JSON lines, all malformed": (
         {"m.jsonl": b'{"text": \nnonsense\n{]}\n'}, "m.jsonl",
@@ -270,7 +272,7 @@ COUNTED: dict[str, tuple[str, bytes, dict[str, int], str, int]] = {
     "invalid UTF-8": (
         "l.txt", b"caf\xe9 au lait, s'il vous", {"unreadable": 1}, "l.txt (not UTF-8 at byte 3)", 0,
     ),
-    "UTF-16": ("u.txt", GOOD.decode().encode("utf-16"), {"unreadable": 1}, "u.txt", 0),
+    "UTF-16": ("u.txt", GOOD.decode().encode("utf-16-le"), {"unreadable": 1}, "u.txt", 0),
     "empty": ("e.txt", b"", {"empty": 1}, "e.txt", 0),
     "malformed line": (
         "m.jsonl", jsonl(TEXT) + b'{"text": "cut o\n' + jsonl({"text": "Another good row."}),
@@ -307,7 +309,7 @@ COUNTED: dict[str, tuple[str, bytes, dict[str, int], str, int]] = {
     ),
     "line of invalid UTF-8": (
         "m.jsonl", jsonl(TEXT) + b'{"text": "caf\xe9 au lait"}\n',
-        {"malformed": 1}, "m.jsonl, line 2", 1,
+        {"unreadable": 1}, "m.jsonl, line 2", 1,
     ),
     "JSON lines with Windows line ends, a byte order mark and blank lines": (
         "m.jsonl", b"\xef\xbb\xbf" + jsonl(TEXT).replace(b"\n", b"\r\n\r\n"), {}, "", 1,
@@ -322,7 +324,7 @@ COUNTED: dict[str, tuple[str, bytes, dict[str, int], str, int]] = {
     ),
     "cell of invalid UTF-8": (
         "c.csv", b"id,text\n1,A row of text here.\n2,Some caf\xe9 au lait\n",
-        {"malformed": 1}, "c.csv, line 3", 1,
+        {"unreadable": 1}, "c.csv, line 3", 1,
     ),
     "control characters": (
         "s.txt", b"A line with \x1b[31mcolour and a bell\x07.\n", {}, "", 1,

@@ -79,8 +79,8 @@ def test_only_line_ends_end_lines_and_what_is_no_text_is_counted(
         ("last", "letzte", "a.{en,de}, line 5"),
     ]
     (entry,) = ledger.dropped.values()
-    assert (ledger.rows_in, entry.rows, entry.where) == (1, 1, ["a.{en,de}, line 4"])
-    assert [*ledger.dropped] == ["malformed"]
+    assert (ledger.rows_in, entry.rows, entry.where) == (1, 1, ["a.{en,de}, line 4 (not UTF-8)"])
+    assert [*ledger.dropped] == ["unreadable"]
 
 
 @pytest.mark.parametrize(("en", "de"), [(3, 2), (2, 3), (0, 2), (5000, 4999)])

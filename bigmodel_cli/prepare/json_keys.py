@@ -1,0 +1,102 @@
+"""The columns of JSON lines: the keys of all rows, wherever they are.
+
+Legend: K ends of keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigmodel_cli.prepare.sources import Layout, Source
+from bigmodel_cli.prepare.texts import check_length, opened
+
+BLOCK = 1 << 18  # bytes that are looked at together, so that they stay near the core
+TYPES = {str: "string", int: "number", float: "number", bool: "bool"}
+NULL = "null"
+
+
+def columns_of(source: Source, layout: Layout) -> dict[str, str]:
+    """The keys of a file's rows, in the order in which they come, each with the type of its first
+    value that is not null."""
+    assert source.path is not None
+    stat = source.path.stat()
+    return dict(_columns(source.path, layout.encoding, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@functools.lru_cache
+def _columns(path: Path, encoding: str, *_: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    with opened(Source(path.name, path), Layout(encoding=encoding)) as file:
+        for block in chunks(file, path.name, BLOCK):
+            if _has_other(np.frombuffer(block, np.uint8), found):
+                add_types(found, _rows(block))
+    return found
+
+
+def chunks(file: IO[bytes], name: str, size: int) -> Iterator[bytes]:
+    """Chunks of about `size` bytes that end at line ends. Raises DataError for a line that is too
+    long."""
+    rest: list[bytes] = []
+    while data := file.read(size):
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield b"".join([*rest, data[:end]])
+            rest = []
+        rest.append(data[end:])
+        check_length(sum(map(len, rest)), name)
+    if whole := b"".join(rest):
+        yield whole
+
+
+def _rows(block: bytes) -> Iterator[Mapping[str, Any]]:
+    for line in block.split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line, parse_int=float)
+            if isinstance(row, dict):
+                yield row
+
+
+def add_types(found: dict[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds the keys of rows to those that were found, with the types of their values."""
+    for row in rows:
+        for key, value in row.items():
+            if found.get(key, NULL) == NULL:
+                kinds = (name for kind, name in TYPES.items() if isinstance(value, kind))
+                found[key] = NULL if value is None else next(kinds, "other")
+
+
+def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
+    """Whether lines (n,) may hold another key than those that were found, or a first value of one
+    of these. An object inside of a row has keys, too."""
+    colons_K = np.flatnonzero(codes == ord(":"))
+    ends_K = _skipped(codes, colons_K - 1, -1)
+    keys = (codes[ends_K] == ord('"')) & (codes[ends_K - 1] != ord("\\"))  # a text's are escaped
+    colons_K, ends_K = colons_K[keys], ends_K[keys]
+    for key, kind in found.items():
+        for text in {json.dumps(key), json.dumps(key, ensure_ascii=False)}:
+            raw = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
+            places = ends_K[:, None] + np.arange(1 - len(raw), 1)
+            other = (codes[places] != raw).any(1)
+            if kind == NULL:
+                values_K = _skipped(codes, colons_K + 1, 1)
+                other |= codes[values_K] != ord("n")
+            colons_K, ends_K = colons_K[other], ends_K[other]
+    return len(ends_K) > 0
+
+
+def _skipped(
+    codes: NDArray[np.uint8], places: NDArray[np.int64], step: int
+) -> NDArray[np.int64]:  # fmt: skip
+    """The next places from these, forwards or backwards, without spaces."""
+    places = places % len(codes)
+    while (spaces := codes[places] <= ord(" ")).any():
+        places = (places + step * spaces) % len(codes)
+    return places
