@@ -18,6 +18,7 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare.members import field, leaf, schema
 from bigmodel_cli.prepare.sources import Layout, Source, open_bytes
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.clean import as_column
@@ -31,12 +32,12 @@ ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.Arrow
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
 
 
-class _Number(float):
+class Number(float):
     """A number of JSON's, as it was written, with any number of digits."""
 
     text: str
 
-    def __new__(cls, text: str) -> _Number:
+    def __new__(cls, text: str) -> Number:
         number = super().__new__(cls, text)
         number.text = text
         return number
@@ -51,7 +52,7 @@ def _as_text(value: Any, kind: str) -> str | None:
     if kind == "value":
         if isinstance(value, bool):
             return str(value).lower()
-        if isinstance(value, _Number):
+        if isinstance(value, Number):
             return value.text
         if isinstance(value, str):
             return value
@@ -180,7 +181,7 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
         return None
     longest = int(np.diff(ends, prepend=0).max())
     offsets = pa.py_buffer(np.array([0, len(chunk)]))
-    types = pa.schema([(name, pa.large_string()) for name in dict.fromkeys(names)])
+    types = schema(names)
     try:
         whole = pa.py_buffer(chunk)
         pa.LargeStringArray.from_buffers(1, offsets, whole).validate(full=True)  # all is UTF-8
@@ -195,7 +196,7 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
         return None
     if table.num_rows != len(ends):
         return None
-    return [table.column(name).combine_chunks() for name in names]
+    return [field(table, name).combine_chunks() for name in names]
 
 
 def _add_line(raw: bytes, number: int, records: Records | None, name: str, ledger: Ledger) -> None:
@@ -205,13 +206,13 @@ def _add_line(raw: bytes, number: int, records: Records | None, name: str, ledge
             raise ValueError
         columns = list(records.names.values())
         try:
-            row = json.loads(raw, parse_int=_Number, parse_float=_Number)
+            row = json.loads(raw, parse_int=Number, parse_float=Number)
         except RecursionError:  # Arrow takes any depth
             found = _parsed(raw, columns)
             row = found and {name: part[0].as_py() for name, part in zip(columns, found)}
         if not isinstance(row, dict):
             raise ValueError
-        records.add([row.get(column) for column in columns], number)
+        records.add([leaf(row, column) for column in columns], number)
     except ValueError:
         ledger.came_in(1, len(raw))
         ledger.drop("malformed", len(raw), f"{name}, line {number}")
@@ -227,11 +228,11 @@ def _keys(chunk: bytes) -> dict[str, str]:
                 rows.append(row)
         if len(rows) == SHOWN_ROWS:
             break
-    return _types(rows)
+    return types_of(rows)
 
 
-def _types(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    kinds = {str: "string", int: "number", float: "number", _Number: "number", bool: "bool"}
+def types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    kinds = {str: "string", int: "number", float: "number", Number: "number", bool: "bool"}
     empty: dict[str, str] = {}
     found: dict[str, str] = {}
     for row in rows:
@@ -240,45 +241,23 @@ def _types(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
                 empty[key] = "null"
             else:
                 found.setdefault(key, kinds.get(type(value), "other"))
+            if isinstance(value, dict):
+                for name, inner in value.items():
+                    if isinstance(inner, str):
+                        found.setdefault(f"{key}.{name}", "nested")
     return {**empty, **found}
 
 
-def json_list(
-    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
-) -> Iterator[Rows]:
-    """One list of objects, which is read whole."""
-    assert source.path is not None
-    with open_bytes(source.path) as file:
-        raw = file.read(LONGEST_ROW + 1)
-    if len(raw) > LONGEST_ROW:
-        raise DataError(
-            f"`{source.name}` has over {LONGEST_ROW >> 30} GiB, and a .json is read whole",
-            f"make it JSON lines: jq -c '.[]' {source.name} > rows.jsonl",
-        )
-    try:
-        rows = json.loads(raw, parse_int=_Number, parse_float=_Number)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"`{source.name}` is no JSON: {error}", "mend it, or leave it out "
-                        "with --exclude") from None  # fmt: skip
-    if not isinstance(rows, list):
-        raise DataError(f"`{source.name}` holds no list of objects", "for example: [{…}, {…}]")
-    objects = [row for row in rows if isinstance(row, dict)]
-    if not objects:
-        return
-    records = Records(source, choose(_types(objects[:SHOWN_ROWS]), f"`{source.name}`"), layout)
-    for number, row in enumerate(rows, 1):
-        try:
-            if not isinstance(row, dict):
-                raise ValueError
-            records.add([row.get(column) for column in records.names.values()], number)
-        except ValueError:
-            size = len(json.dumps(row))
-            ledger.came_in(1, size)
-            ledger.drop("malformed", size, f"{source.name}, item {number}")
-        if records.size > sources.CHUNK:
-            yield from records.take()
-    yield from records.take()
-    advance(len(raw))
+def _columns_of(columns: Any) -> dict[str, str]:
+    """The columns of an Arrow schema and their types."""
+    found: dict[str, str] = {}
+    for column in columns:
+        found[column.name] = _type(column.type)
+        if pa.types.is_struct(column.type):
+            for inner in column.type:
+                if _is_text(inner.type):
+                    found[f"{column.name}.{inner.name}"] = "nested"
+    return found
 
 
 def _line_chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
@@ -319,7 +298,7 @@ def _batches(
     with pyarrow.parquet.ParquetFile(source.path) as file:
         if not file.metadata.num_rows:
             return
-        found = {field.name: _type(field.type) for field in file.schema_arrow}
+        found = _columns_of(file.schema_arrow)
         records = Records(source, choose(found, f"`{source.name}`"), layout)
         average = source.path.stat().st_size / file.metadata.num_rows
         count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
@@ -334,7 +313,7 @@ def _columns(records: Records, batch: Any) -> Rows:
     """An Arrow batch's rows."""
     columns = []
     for name, kind in zip(records.names.values(), records.kinds, strict=True):
-        column = batch.column(name)
+        column = field(batch, name)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
         if kind == "path" and not _is_text(column.type):
@@ -376,9 +355,10 @@ def _is_text(kind: Any) -> bool:
 def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
     """A hub data set's rows, through datasets; hf:NAME[:SPLIT]. Classes go by their names."""
     data = sources.load_hub(source.hub)
-    found = {field.name: _type(field.type) for field in data.features.arrow_schema}
+    found = _columns_of(data.features.arrow_schema)
     records = Records(source, choose(found, f"`{source.name}`"), layout)
-    names = list(dict.fromkeys(records.names.values()))
+    whole = (n if n in data.features else n.rpartition(".")[0] for n in records.names.values())
+    names = list(dict.fromkeys(whole))
     classes = {n: pa.array(k.names) for n, k in data.features.items() if hasattr(k, "names")}
     for batch in data.select_columns(names).with_format("arrow").iter(512):
         for name in set(names) & set(classes):
