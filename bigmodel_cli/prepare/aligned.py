@@ -5,42 +5,75 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.records import Choose, Records
-from bigmodel_cli.prepare.sources import Layout, Source, unpacked
+from bigmodel_cli.prepare.sources import PACKED, Layout, Source, unpacked
 from bigmodel_cli.prepare.texts import is_utf8, lines, not_utf8, opened
 from bigmodel_cli.tasks import Rows
+from bigmodel_cli.tasks.languages import is_language
+
+
+def groups(found: Sequence[Source]) -> list[dict[str, Source]]:
+    """Text files of one folder whose names differ only in their end (before .gz or the like), by
+    that end; also those that are alone."""
+    together: dict[tuple[Path, str], dict[str, Source]] = {}
+    for source in found:
+        if source.kind == "text" and source.path:
+            stem, _, end = _file(source).rpartition(".")
+            group = together.setdefault((source.path.parent, stem), {})
+            if not stem or end in group:  # a.en beside a.en.gz, or no end at all
+                together[source.path, source.name] = {end: source}
+            else:
+                group[end] = source
+    return [group for group in together.values() if group]
+
+
+def of_languages(found: Sequence[Source]) -> list[dict[str, Source]]:
+    """The groups of at least two whose ends are languages."""
+    return [group for group in groups(found) if len(group) > 1 and all(map(is_language, group))]
+
+
+def completed(found: Sequence[Source]) -> list[Source]:
+    """The sources, and what lies beside one of them as its other side, where they are translations:
+    beside val.en is val.de, if train.en and train.de were named. It is of the same split."""
+    ends = dict.fromkeys(end for group in of_languages(found) for end in group)
+    whole = list(found)
+    for group in groups(found):
+        (end, source), *others = group.items()
+        if others or end not in ends or source.path is None:
+            continue
+        stem = _file(source).removesuffix(end)
+        for other in ends:
+            paths = (source.path.with_name(f"{stem}{other}{packed}") for packed in ("", *PACKED))
+            if other != end and (path := next(filter(Path.is_file, paths), None)):
+                name = source.name.removesuffix(source.path.name) + path.name
+                whole.append(dataclasses.replace(source, name=name, path=path))
+    return whole
+
+
+def _file(source: Source) -> str:
+    """A file's own name without what it is compressed by."""
+    assert source.path is not None
+    return unpacked(source.path.name)
 
 
 def together(found: Sequence[Source]) -> list[Source]:
-    """Text files of one folder whose names differ only in their end (before .gz or the like) as one
-    source each. Its columns are their ends, in the order in which these come among all sources.
+    """Text files of one group as one source each. Its columns are their ends, in the order in which
+    these come among all sources.
 
     Raises DataError for a text file that has no other beside it.
     """
-    groups: dict[tuple[Path, str], dict[str, Source]] = {}
-    ends: dict[str, None] = {}
-    whole: list[Source] = []
-    for source in found:
-        if source.kind != "text" or source.path is None:
-            whole.append(source)
-            continue
-        stem, _, end = unpacked(source.name).rpartition(".")
-        group = groups.setdefault((source.path.parent, stem), {})
-        if not stem or end in group:
-            raise DataError(
-                f"`{source.name}` holds no records that this task could use",
-                "name the files of each language alike: train.en train.de; "
-                "or leave it out with --exclude",
-            )
-        group[end] = source
-        ends[end] = None
-    for (_, stem), group in groups.items():
+    whole = [source for source in found if source.kind != "text" or source.path is None]
+    parts = groups(found)
+    ends = dict.fromkeys(
+        unpacked(source.name).rpartition(".")[2] for source in found if source not in whole
+    )
+    for group in parts:
         first = next(iter(group.values()))
         if len(group) == 1:
             raise DataError(
@@ -49,9 +82,14 @@ def together(found: Sequence[Source]) -> list[Source]:
                 "or leave it out with --exclude",
             )
         ordered = {end: group[end] for end in ends if end in group}
-        name = f"{stem}.{{{','.join(ordered)}}}"
-        whole.append(dataclasses.replace(first, name=name, columns=ordered))
+        whole.append(dataclasses.replace(first, name=name_of(ordered), columns=ordered))
     return whole
+
+
+def name_of(group: Mapping[str, Source]) -> str:
+    """train.{en,de}"""
+    stem = unpacked(next(iter(group.values())).name).rpartition(".")[0]
+    return f"{stem}.{{{','.join(group)}}}"
 
 
 def aligned(

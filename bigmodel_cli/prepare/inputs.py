@@ -8,9 +8,11 @@ from typing import Any
 
 from bigmodel_cli.artifacts import manifest
 from bigmodel_cli.artifacts.workdir import HashCache, Workdir
-from bigmodel_cli.errors import DataError
+from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.events import Context
 from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare.detect_task import reading, with_forms
+from bigmodel_cli.prepare.given import escaped, wanted_columns
 from bigmodel_cli.prepare.readers import named_files
 from bigmodel_cli.prepare.records import Choose
 from bigmodel_cli.prepare.sources import Layout, Source, find
@@ -68,9 +70,20 @@ def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
     local = [s for s in command["sources"] if s != "-" and not s.startswith("hf:")]
     if len(local) < len(command["sources"]):
         return []  # what came through a pipe or from the hub cannot be looked at again
+    options = document["recipe"]["options"]
+    layout = Layout(
+        header=tuple(",".join(options.get("header", ())).split(","))
+        if options.get("header")
+        else (),
+        delimiter=escaped(options.get("delimiter", "")),
+        encoding=options.get("encoding", ""),
+    )
+    wanted = wanted_columns(options.get("column", ()))
     try:
-        found = find(local, command["exclude"], workdir.data, workdir.root)
-    except DataError:
+        there = find(local, command["exclude"], workdir.data, workdir.root)
+        formed = with_forms(there, wanted, layout)
+        found = reading(formed, document["task"], wanted, layout).sources
+    except (DataError, UsageError):
         return []
     cache = HashCache(workdir.data)
     now = {s.name: cache.sha256(s.path) for s in found if s.path}

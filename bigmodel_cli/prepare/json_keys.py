@@ -19,8 +19,8 @@ from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import check_length, opened
 
 BLOCK = 1 << 18  # bytes that are looked at together, so that they stay near the core
-TYPES = {str: "string", int: "number", float: "number", bool: "bool"}
-NULL = "null"
+TYPES = {str: "string", bool: "bool", int: "number", float: "number"}
+NULL, NESTED = "null", "nested"
 
 
 def columns_of(source: Source, layout: Layout) -> dict[str, str]:
@@ -71,6 +71,16 @@ def add_types(found: dict[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
             if found.get(key, NULL) == NULL:
                 kinds = (name for kind, name in TYPES.items() if isinstance(value, kind))
                 found[key] = NULL if value is None else next(kinds, "other")
+            for name, inner in value.items() if isinstance(value, dict) else ():
+                if isinstance(inner, str):
+                    found.setdefault(f"{key}.{name}", NESTED)
+
+
+def types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The keys of some rows, and those of the objects that they hold, with their types."""
+    found: dict[str, str] = {}
+    add_types(found, rows)
+    return found
 
 
 def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
@@ -81,6 +91,7 @@ def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
     keys = (codes[ends_K] == ord('"')) & (codes[ends_K - 1] != ord("\\"))  # a text's are escaped
     colons_K, ends_K = colons_K[keys], ends_K[keys]
     for key, kind in found.items():
+        key = key.rpartition(".")[2] if kind == NESTED else key
         for text in {json.dumps(key), json.dumps(key, ensure_ascii=False)}:
             raw = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
             places = ends_K[:, None] + np.arange(1 - len(raw), 1)

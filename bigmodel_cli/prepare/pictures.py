@@ -25,6 +25,8 @@ from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.records import Choose, Records
 from bigmodel_cli.prepare.sources import Layout, Source, companion, open_bytes, printable
 from bigmodel_cli.tasks import Rows
+from bigmodel_cli.tasks.columns import LABEL_NAMES as LABELS
+from bigmodel_cli.tasks.columns import usual
 
 COLUMNS = {"image": "binary", "label": "string"}  # of every source here
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -36,7 +38,8 @@ HINT = "replace it, or leave it out with --exclude"
 def files(
     group: Sequence[Source], choose: Choose, layout: Layout, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
-    """Picture files, each labelled by the name of the folder that it lies in."""
+    """Image files, each labelled by the name of the folder that it lies in; or, where a folder's
+    name is a pair such as `label=cat`, by that."""
     from bigmodel_cli.tasks.pixels import read_file
 
     records = Records(group[0], choose(COLUMNS, f"`{group[0].name}`"), layout)
@@ -50,7 +53,7 @@ def files(
 
     for source in group:
         assert source.path is not None
-        label = printable(source.path.absolute().parent.name)
+        label = label_of(source)
         data = read_file(source.path)
         columns = {"image": data, "label": label}
         records.add([columns[name] for name in records.names.values()], 0)
@@ -59,6 +62,13 @@ def files(
         if records.size > sources.CHUNK:
             yield from take()
     yield from take()
+
+
+def label_of(source: Source) -> str:
+    """The class of an image file."""
+    assert source.path is not None
+    pair = usual(source.folders, LABELS)
+    return source.folders[pair] if pair else printable(source.path.absolute().parent.name)
 
 
 def arrays(

@@ -1,8 +1,8 @@
 """Any source, as batches of rows of bounded size.
 
-Files (.jsonl, .csv, .tsv, .parquet hold records, and .json where documents are no rows; all else
-is text, one document a file), pictures, folders, globs, standard input, hub data sets; also
-compressed, see sources.PACKED.
+Files (.jsonl, .csv, .tsv and .parquet hold records, .json may; all else is text, one document a
+file), images, folders, globs, standard input, hub data sets; also compressed, see sources.PACKED.
+Folders whose names are pairs (`label=neg/`) give their sources a column more.
 """
 
 from __future__ import annotations
@@ -23,28 +23,37 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import pictures, sources
 from bigmodel_cli.prepare.aligned import aligned
 from bigmodel_cli.prepare.delimited import delimited
-from bigmodel_cli.prepare.records import ARROW, Choose, hub, json_list, jsonl, parquet
+from bigmodel_cli.prepare.json_forms import json_whole, peek
+from bigmodel_cli.prepare.json_keys import types_of
+from bigmodel_cli.prepare.records import ARROW, SHOWN_ROWS, Choose, hub, jsonl, parquet
 from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import not_utf8, opened
 from bigmodel_cli.tasks import Rows
+from bigmodel_cli.tasks.columns import listed
 
-READERS = {"jsonl": jsonl, "json": json_list, "csv": delimited, "tsv": delimited,
+READERS = {"jsonl": jsonl, "json": json_whole, "csv": delimited, "tsv": delimited,
            "parquet": parquet, "idx": pictures.arrays, "numpy": pictures.arrays}  # fmt: skip
+BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW)
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 
 
 def columns(source: Source, layout: Layout) -> dict[str, str]:
-    """The columns (name → type) of a source; none of one that holds no records."""
+    """The columns (name → type) of a source, by its beginning; none if it holds no records."""
     found: dict[str, str] = {}
+    if source.kind in ("json", "jsonl") and source.path:
+        with contextlib.suppress(DataError, *BROKEN), opened(source, layout) as file:
+            form = peek(file, SHOWN_ROWS)
+            found.update(types_of(form.lists.get(source.key, form.rows)))
 
     def choose(columns: Mapping[str, str], _where: str) -> dict[str, str]:
         found.update(columns)
         raise _Enough
 
-    with contextlib.suppress(_Enough, DataError):
-        next(read(source, choose, dataclasses.replace(layout, documents=False), Ledger(),
-                  lambda _: None), None)  # fmt: skip
-    return found
+    if not found:
+        with contextlib.suppress(_Enough, DataError):
+            next(read(source, choose, dataclasses.replace(layout, documents=False), Ledger(),
+                      lambda _: None), None)  # fmt: skip
+    return {**dict.fromkeys(source.folders, "folder"), **found} if found else {}
 
 
 class _Enough(Exception):  # noqa: N818 (no error)
@@ -55,16 +64,14 @@ def read_all(
     sources: Sequence[Source], choose: Choose, layout: Layout, ledger: Ledger,
     advance: Callable[[int], None],
 ) -> Iterator[Rows]:  # fmt: skip
-    """The rows of all sources, in order. Pictures that follow each other come together; where other
-    sources hold records, these say which pictures are rows."""
-    told = not layout.documents and any(source.records for source in sources)
+    """The rows of all sources, in order. Images that follow each other come together."""
     for (alone, _), group in itertools.groupby(
         sources, lambda s: (s.kind == "image" and not layout.documents, s.split)
     ):
         if not alone:
             for source in group:
                 yield from read(source, choose, layout, ledger, advance)
-        elif not told:
+        else:
             yield from pictures.files(list(group), choose, layout, advance)
 
 
@@ -90,11 +97,36 @@ def named_files(source: Source, choose: Choose, layout: Layout) -> set[str]:
 def read(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
-    """A source's rows. `choose` picks the columns of records; `advance` is told of bytes read.
+    """A source's rows. `choose` picks the columns of records, and of what the source's folders are
+    named for; `advance` is told of bytes read.
 
     Raises DataError for a file that cannot be read to its end.
     """
-    as_text = ("json", "image", "idx", "labels", "numpy") if layout.documents else ()
+    given: dict[str, str] = {}
+
+    def own(found: Mapping[str, str], where: str) -> dict[str, str]:
+        chosen = choose({**dict.fromkeys(source.folders, "folder"), **found}, where)
+        given.update({name: source.folders[column] for name, column in chosen.items()
+                      if column not in found})  # fmt: skip
+        if len(given) == len(chosen):
+            raise DataError(
+                f"{where} has none of the columns itself",
+                f"name one of its own: --column {next(iter(chosen))}=NAME; it has {listed(found)}",
+            )
+        return {name: column for name, column in chosen.items() if name not in given}
+
+    for rows in _read(source, own if source.folders else choose, layout, ledger, advance):
+        table = rows.table
+        for name, value in given.items():
+            whole = pa.repeat(pa.scalar(value, pa.large_string()), table.num_rows)
+            table = table.append_column(name, whole)
+        yield dataclasses.replace(rows, table=table)
+
+
+def _read(
+    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    as_text = ("image", "idx", "labels", "numpy") if layout.documents else ()
     text = source.kind in ("text", *as_text)
     try:
         if source.columns:
@@ -113,9 +145,9 @@ def read(
             )
         elif source.kind == "image":
             yield from pictures.files([source], choose, layout, advance)
-        elif source.kind != "labels":  # which are read with their pictures
+        elif source.kind != "labels":  # which are read with their images
             yield from READERS[source.kind](source, choose, layout, ledger, advance)
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW) as error:
+    except BROKEN as error:
         raise DataError(
             f"`{source.name}` cannot be read to its end: {str(error).splitlines()[0]}",
             "it may be truncated; replace it, or leave it out with --exclude",

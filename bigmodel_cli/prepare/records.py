@@ -16,35 +16,36 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
-from bigmodel_cli.prepare.json_keys import add_types, chunks, columns_of
+from bigmodel_cli.prepare.json_keys import chunks, columns_of
+from bigmodel_cli.prepare.members import field, leaf, schema
 from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import is_utf8, not_utf8, opened
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.clean import as_column
 from bigmodel_cli.worker import ahead
 
-WHOLE = 1 << 30  # bytes of JSON that is read whole
 BLOCK = 1 << 20  # bytes of JSON lines that one core parses at once
+SHOWN_ROWS = 100  # by which a source is looked into
 FILES = 128  # that are read at once
 LONGEST_INTEGER = 4000  # digits; Python refuses to read more than 4,300
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
 
 
-class _Number(float):
+class Number(float):
     """A number of JSON's, as it was written."""
 
     text: str
 
-    def __new__(cls, text: str) -> _Number:
+    def __new__(cls, text: str) -> Number:
         number = super().__new__(cls, text)
         number.text = text
         return number
 
 
-def _whole(text: str) -> int | _Number:
+def whole(text: str) -> int | Number:
     """A whole number of JSON's, of any number of digits."""
-    return int(text) if len(text) <= LONGEST_INTEGER else _Number(text)
+    return int(text) if len(text) <= LONGEST_INTEGER else Number(text)
 
 
 def _as_text(value: Any, kind: str) -> str | None:
@@ -52,24 +53,15 @@ def _as_text(value: Any, kind: str) -> str | None:
     if value is None or (kind in ("text", "path") and isinstance(value, str)):
         return value
     if kind == "json":
-        return json.dumps(_plain(value), ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False)
     if kind == "value":
         if isinstance(value, bool):
             return str(value).lower()
-        if isinstance(value, _Number):
+        if isinstance(value, Number):
             return value.text
         if isinstance(value, str | int):
             return str(value)
     raise ValueError
-
-
-def _plain(value: Any) -> Any:
-    """A value of JSON's whose whole numbers are whole again: json writes a `_Number` as a float."""
-    if isinstance(value, _Number):
-        return int(value.text) if value.text.lstrip("-").isdigit() else float(value)
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def _as_file(value: Any, folder: Path) -> bytes | None:
@@ -193,7 +185,7 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
         return None
     longest = int(np.diff(ends, prepend=0).max())
     offsets = pa.py_buffer(np.array([0, len(chunk)]))
-    types = pa.schema([(name, pa.large_string()) for name in dict.fromkeys(names)])
+    types = schema(names)
     try:
         whole = pa.py_buffer(chunk)
         pa.LargeStringArray.from_buffers(1, offsets, whole).validate(full=True)  # all is UTF-8
@@ -208,7 +200,7 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
         return None
     if table.num_rows != len(ends):
         return None
-    return [table.column(name).combine_chunks() for name in names]
+    return [field(table, name).combine_chunks() for name in names]
 
 
 def _add_line(
@@ -224,60 +216,28 @@ def _add_line(
             raise ValueError
         columns = list(records.names.values())
         try:
-            row = json.loads(raw, parse_int=_whole, parse_float=_Number)
+            row = json.loads(raw, parse_int=whole, parse_float=Number)
         except RecursionError:  # Arrow takes any depth
             found = _parsed(raw, columns)
             row = found and {name: part[0].as_py() for name, part in zip(columns, found)}
         if not isinstance(row, dict):
             raise ValueError
-        records.add([row.get(column) for column in columns], number)
+        records.add([leaf(row, column) for column in columns], number)
     except ValueError:
         ledger.came_in(1, len(raw))
         ledger.drop("malformed", len(raw), where)
 
 
-def json_list(
-    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
-) -> Iterator[Rows]:
-    """One list of objects, which is read whole."""
-    assert source.path is not None
-    raw = bytearray()
-    with opened(source, layout) as file:
-        while len(raw) <= WHOLE and source.path.stat().st_size <= WHOLE:
-            if not (data := file.read(sources.CHUNK)):
-                break
-            raw += data
-        else:
-            raise DataError(
-                f"`{source.name}` has over {WHOLE >> 30} GiB, and a .json is read whole",
-                f"make it JSON lines: jq -c '.[]' {source.name} > rows.jsonl",
-            )
-    try:
-        rows = json.loads(raw, parse_int=_whole, parse_float=_Number)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"`{source.name}` is no JSON: {error}", "mend it, or leave it out "
-                        "with --exclude") from None  # fmt: skip
-    if not isinstance(rows, list):
-        raise DataError(f"`{source.name}` holds no list of objects", "for example: [{…}, {…}]")
-    objects = [row for row in rows if isinstance(row, dict)]
-    if not objects:
-        return
+def _columns_of(columns: Any) -> dict[str, str]:
+    """The columns of an Arrow schema and their types."""
     found: dict[str, str] = {}
-    add_types(found, objects)
-    records = Records(source, choose(found, f"`{source.name}`"), layout)
-    for number, row in enumerate(rows, 1):
-        try:
-            if not isinstance(row, dict):
-                raise ValueError
-            records.add([row.get(column) for column in records.names.values()], number)
-        except ValueError:
-            size = len(json.dumps(row))
-            ledger.came_in(1, size)
-            ledger.drop("malformed", size, f"{source.name}, item {number}")
-        if records.size > sources.CHUNK:
-            yield from records.take()
-    yield from records.take()
-    advance(len(raw))
+    for column in columns:
+        found[column.name] = _type(column.type)
+        if pa.types.is_struct(column.type):
+            for inner in column.type:
+                if _is_text(inner.type):
+                    found[f"{column.name}.{inner.name}"] = "nested"
+    return found
 
 
 def parquet(
@@ -303,7 +263,7 @@ def _batches(
     with pyarrow.parquet.ParquetFile(source.path) as file:
         if not file.metadata.num_rows:
             return
-        found = {field.name: _type(field.type) for field in file.schema_arrow}
+        found = _columns_of(file.schema_arrow)
         records = Records(source, choose(found, f"`{source.name}`"), layout)
         average = source.path.stat().st_size / file.metadata.num_rows
         count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
@@ -318,7 +278,7 @@ def _columns(records: Records, batch: Any) -> Rows:
     """An Arrow batch's rows."""
     columns = []
     for name, kind in zip(records.names.values(), records.kinds, strict=True):
-        column = batch.column(name)
+        column = field(batch, name)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
         if kind == "path" and not _is_text(column.type):
@@ -360,9 +320,10 @@ def _is_text(kind: Any) -> bool:
 def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
     """A hub data set's rows, through datasets; hf:NAME[:SPLIT]. Classes go by their names."""
     data = sources.load_hub(source.hub)
-    found = {field.name: _type(field.type) for field in data.features.arrow_schema}
+    found = _columns_of(data.features.arrow_schema)
     records = Records(source, choose(found, f"`{source.name}`"), layout)
-    names = list(dict.fromkeys(records.names.values()))
+    whole = (n if n in data.features else n.rpartition(".")[0] for n in records.names.values())
+    names = list(dict.fromkeys(whole))
     classes = {n: pa.array(k.names) for n, k in data.features.items() if hasattr(k, "names")}
     for batch in data.select_columns(names).with_format("arrow").iter(512):
         for name in set(names) & set(classes):

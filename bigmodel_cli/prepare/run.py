@@ -21,7 +21,7 @@ from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageErro
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
 from bigmodel_cli.prepare import inputs
-from bigmodel_cli.prepare.asked import escaped, fraction, task_for, wanted_columns
+from bigmodel_cli.prepare.given import escaped, fraction, wanted_columns
 from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
 from bigmodel_cli.worker import Worker
@@ -44,7 +44,10 @@ def run(
 
     Raises UsageError, DataError, ResourceError; StoppedError when another process builds it.
     """
-    from bigmodel_cli.prepare.sources import Layout, Source, find, recognise_splits
+    from bigmodel_cli.prepare.describe import what_is_read, what_is_skipped
+    from bigmodel_cli.prepare.detect_task import check_text, reading, with_forms
+    from bigmodel_cli.prepare.sources import Layout, find
+    from bigmodel_cli.prepare.split_names import recognise_splits
     from bigmodel_cli.prepare.spool import Spool
     from bigmodel_cli.prepare.texts import encoding_named
 
@@ -70,19 +73,27 @@ def run(
         )
     with lock(workdir.data, workdir.root):
         place = workdir.data / f"{manifest.TEMPORARY}stdin", workdir.root, layout.delimiter
-        sources = recognise_splits(find(config.sources, config.exclude, *place))
+        aside: list[tuple[str, str]] = []
+        found = find(config.sources, config.exclude, *place, lambda *why: aside.append(why))
         for name, share in fractions.items():
             if share is None:
-                named = find([getattr(config, name)], (), *place)
+                named = find([getattr(config, name)], (), *place, lambda *why: aside.append(why))
                 taken = {(source.path, source.hub) for source in named}
-                sources = [s for s in sources if (s.path, s.hub) not in taken] + [
-                    Source(s.name, s.path, s.hub, name) for s in named
+                found = [s for s in found if (s.path, s.hub) not in taken] + [
+                    dataclasses.replace(source, split=name) for source in named
                 ]
-        kind = task_for(config, sources, layout, context)
+        formed = recognise_splits(with_forms(found, wanted, layout), context.note)
+        read = reading(formed, config.task, wanted, layout)
+        kind, sources = read.task, read.sources
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         cache = HashCache(workdir.data)
         choose = _chooser(task, wanted)
+        other = " (another: --task)" if config.task == "auto" else ""
+        check_text(read, choose, wanted, layout)
+        context.note(what_is_read(read, choose, layout) + other)
+        for line in what_is_skipped(read, aside):
+            context.note(line)
         described = [inputs.describe(source, choose, layout, cache, context) for source in sources]
         cache.save()
         recipe = {
@@ -168,8 +179,6 @@ def _build(
     from bigmodel_cli.prepare.dedup import SPLITS, assign
 
     named = sorted({s.split for s in sources if s.split})
-    if named:
-        context.note("splits found by name: " + ", ".join(named))
     ledger = Ledger()
     shares = {
         name: 0.0 if name in named or fractions[name] is None else fractions[name] or 0.0

@@ -6,15 +6,14 @@ import bz2
 import dataclasses
 import fnmatch
 import functools
-import glob
 import gzip
 import io
-import itertools
 import lzma
 import os
 import re
 import shutil
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import pyarrow as pa
 from bigmodel_cli.artifacts.manifest import TEMPORARY, storage
 from bigmodel_cli.errors import DataError, ResourceError, UsageError
 from bigmodel_cli.events import Context, Note
+from bigmodel_cli.prepare.walk import Aside, behind, below
 
 CHUNK = 8 << 20  # bytes of rows in one batch
 RECORDS = {
@@ -36,13 +36,15 @@ RECORDS = {
     ".inter": "tsv",  # of RecBole, whose header has types
     ".json": "json",
 }
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# of the formats that are decoded: PNG, JPEG, BMP, GIF, WebP, AVIF, TIFF, netpbm
+PICTURES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif",
+    ".avifs", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
+)  # fmt: skip
 ARRAYS = {".npy": "numpy", ".npz": "numpy"}
 IDX = re.compile(r"[-.]idx([1-4])-ubyte$")
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test", "t10k": "test",
-}  # fmt: skip
+HIVE = re.compile(r"[^=\W][^=]*=.+").fullmatch  # a folder's name that gives a column
+SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,24 @@ class Layout:
 class Source:
     """One input: a file (`path`), or a split of a hub data set (`hub`). `name` is for people and
     for the fingerprint, so it is relative to what the user named. `split`: what it is named for.
-    `columns`: of aligned files, which `path` is the first of."""
+    `columns`: of aligned files, which `path` is the first of. `pattern`: the folder or glob that it
+    was found by; "" for what the user named itself. `form`: the reader that a look into it chose;
+    `key`: what the list of records in a .json is called."""
 
     name: str
     path: Path | None
     hub: str = ""
     split: str | None = None
     columns: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
+    pattern: str = ""
+    form: str = ""
+    key: str = ""
 
     @functools.cached_property
     def kind(self) -> str:
-        """A reader's name; `labels` for what belongs to the pictures beside it."""
+        """A reader's name; `labels` for what belongs to the images beside it."""
+        if self.form:
+            return self.form
         suffix = Path(unpacked(self.name)).suffix.lower()
         if suffix in PICTURES:
             return "image"
@@ -94,6 +103,12 @@ class Source:
         if suffix == ".npy" and self.path and _labels_of(self.path):
             return "labels"
         return ARRAYS.get(suffix) or RECORDS.get(suffix, "text")
+
+    @functools.cached_property
+    def folders(self) -> dict[str, str]:
+        """The columns that the names of its folders give: `lang=en/label=neg/part-0.parquet`."""
+        pairs = (folder.partition("=") for folder in self.name.split("/")[:-1] if HIVE(folder))
+        return {key: urllib.parse.unquote(value) for key, _, value in pairs}
 
     @property
     def records(self) -> bool:
@@ -133,7 +148,7 @@ def _labels_of(path: Path) -> bool:
 
 def find(
     patterns: Sequence[str], exclude: Sequence[str], spool: Path, own: Path | None = None,
-    delimited: str = "",
+    delimited: str = "", aside: Aside = lambda _name, _why: None,
 ) -> list[Source]:  # fmt: skip
     """The files behind what the user named, in a fixed order; none that lies in the working
     directory `own`. delimited: what separates the columns of standard input, if it is not JSON.
@@ -149,7 +164,7 @@ def find(
     found: dict[str, Source] = {}
     own = own.resolve() if own else None
     for pattern in patterns:
-        for source in _expand(pattern, exclude, spool, delimited):
+        for source in _expand(pattern, exclude, spool, delimited, aside):
             for each in (source, *_beside(source)):
                 path = each.path and each.path.resolve()
                 if own and path and each.path != spool and path.is_relative_to(own):
@@ -167,7 +182,8 @@ def _beside(source: Source) -> Iterator[Source]:
     if source.path and source.kind in ("idx", "numpy"):
         path = companion(source.path)
         if path and path.is_file():
-            yield Source((Path(source.name).parent / printable(path.name)).as_posix(), path)
+            name = (Path(source.name).parent / printable(path.name)).as_posix()
+            yield dataclasses.replace(source, name=name, path=path)
 
 
 def printable(name: str) -> str:
@@ -176,7 +192,23 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: str) -> Iterator[Source]:
+def shown(sources: Sequence[Source]) -> str:
+    """How many sources, and the names of the first."""
+    names = ", ".join(f"`{source.name}`" for source in sources[:SHOWN])
+    more = ", …" if len(sources) > SHOWN else ""
+    return f"{len(sources):,} ({names}{more})" if len(sources) > 1 else names
+
+
+def _expand(
+    pattern: str, exclude: Sequence[str], spool: Path, delimited: str, aside: Aside
+) -> Iterator[Source]:
+    def excluded(name: str) -> bool:
+        return any(fnmatch.fnmatch(n, glob) for n in (name, "/" + name) for glob in exclude)
+
+    def unread(name: str, why: str) -> None:
+        if not excluded(name):
+            aside(printable(name), why)
+
     if pattern == "-":
         with storage(spool):
             spool.parent.mkdir(parents=True, exist_ok=True)
@@ -184,10 +216,10 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: str) -
                 raise DataError("standard input is closed", "pipe something into it")
             with spool.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-        with spool.open("rb") as file:
-            jsonl = file.read(1) == b"{"
+        with spool.open("rb") as written:
+            json = {b"{": ".jsonl", b"[": ".json"}.get(written.read(1))
         table = ".tsv" if delimited == "\t" or len(delimited) > 1 else ".csv"
-        yield Source("stdin" + (".jsonl" if jsonl else table if delimited else ".txt"), spool)
+        yield Source("stdin" + (json or (table if delimited else ".txt")), spool)
         return
     if pattern.startswith("hf:"):
         yield Source(pattern, None, pattern.removeprefix("hf:"))
@@ -198,46 +230,26 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: str) -
     except (OSError, ValueError):
         is_folder = exists = False
     if is_folder:
-        base, paths = path, sorted(p for p in path.rglob("*") if p.is_file())
-        paths = [p for p in paths if not any(s.startswith(".") for s in p.relative_to(path).parts)]
+        base, paths = path, below(path, unread)
     elif exists:
         if not path.is_file():
             raise DataError(
-                f"`{pattern}` is no regular file",
+                f"`{pattern}` is not a regular file",
                 "send a pipe's content through standard input: `-`",
             )
         base, paths = path.parent, [path]
     else:
-        try:
-            matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute ones too)
-        except (OSError, ValueError, re.error):
-            matches = []
-        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-        base, paths = Path(*fixed), [Path(m) for m in matches if Path(m).is_file()]
+        base, paths = behind(pattern, unread)
         if not paths:
             raise DataError(
                 f"there is nothing at `{pattern}`", "give a file, folder, glob, `-`, or hf:NAME"
             )
+    while HIVE(base.name):  # whose name gives a column
+        base = base.parent
     for item in paths:
         name = item.relative_to(base).as_posix()
-        if not any(fnmatch.fnmatch(name, g) or fnmatch.fnmatch("/" + name, g) for g in exclude):
-            yield Source(printable(name), item)
-
-
-def recognise_splits(sources: Sequence[Source]) -> list[Source]:
-    """Marks what is named train, val or test, if something is named train and something else
-    val or test; otherwise a name means nothing."""
-    marked = [Source(s.name, s.path, s.hub, _named_split(s) if s.path else None) for s in sources]
-    splits = {source.split for source in marked}
-    return marked if "train" in splits and splits & {"val", "test"} else list(sources)
-
-
-def _named_split(source: Source) -> str | None:
-    *folders, file = source.name.lower().split("/")
-    stem = re.split(r"[.\-_]", file)[0]
-    if source.kind == "image":  # whose folder is its class
-        stem, folders = "", folders[:-1]
-    return next((SPLIT_NAMES[p] for p in (stem, *reversed(folders)) if p in SPLIT_NAMES), None)
+        if not excluded(name):
+            yield Source(printable(name), item, pattern="" if exists and not is_folder else pattern)
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -219,9 +219,9 @@ class Task(ABC):
     # prepare ---------------------------------------------------------------------------------
 
     @classmethod
-    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
-        """Whether sources of these names, the first with these columns, are for this task."""
-        del columns, names
+    def claims(cls, columns: Mapping[str, str]) -> bool:
+        """Whether a source with these columns (name → type) is for this task."""
+        del columns
         return False
 
     @abstractmethod

@@ -80,10 +80,9 @@ class Chat(TextTask):
     # prepare ---------------------------------------------------------------------------------
 
     @classmethod
-    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
+    def claims(cls, columns: Mapping[str, str]) -> bool:
         from bigmodel_cli.tasks import dialogues
 
-        del names
         return dialogues.complete(dialogues.columns(columns, {}))
 
     def columns(

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.tasks import Units
 
-LABEL_NAMES = ("label", "labels", "class", "category", "intent", "sentiment")
 LABELS_FILE = "labels.json"
 MOST_CLASSES = 4096
 LONGEST_LABEL = 256  # bytes; what is longer is no label

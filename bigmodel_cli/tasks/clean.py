@@ -7,7 +7,7 @@ functions: what is served is what was evaluated.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts.ledger import Ledger
-from bigmodel_cli.errors import DataError
 from bigmodel_cli.tasks import Rows, Units
 
 # Classes of characters, which Arrow and Python both read: C0 but tab, newline, form feed, carriage
@@ -30,7 +29,6 @@ VISIBLE = (
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _CONTROL, _VISIBLE = re.compile(CONTROL), re.compile(VISIBLE)
-TEXT_NAMES = ("text", "content", "body", "document", "story", "article", "code", "sentence")
 
 
 def cut_control(text: str) -> str:
@@ -87,42 +85,6 @@ def put_between(
             into[place : place + end - begin] = values[begin:end]
     else:
         into[np.arange(len(values)) + np.repeat(places - ends + counts, counts)] = values
-
-
-def text_column(found: Mapping[str, str], wanted: str, where: str) -> str:
-    """The column that holds the text: the wanted one, a usual name, or the only one of strings.
-
-    Raises DataError when there is none, or none that is obvious.
-    """
-    columns = ", ".join(f"`{name}`" for name in found) or "none"
-    if wanted:
-        if wanted not in found:
-            raise DataError(f"{where} has no column `{wanted}`", f"it has {columns}")
-        return wanted
-    known = [name for name in TEXT_NAMES if name in found]
-    strings = [name for name, kind in found.items() if kind == "string"]
-    empty = [name for name in known if found[name] == "null"]  # in all rows that were looked at
-    for names in ([name for name in known if name not in empty], strings, empty):
-        if len(names) == 1 or (names and names is not strings):
-            return names[0]
-    raise DataError(
-        f"{where}: which column is the text?", f"say --column text=NAME; it has {columns}"
-    )
-
-
-def named_column(
-    found: Mapping[str, str], name: str, wanted: str | None, usual: Sequence[str], where: str
-) -> str:
-    """The column that the task calls `name`: the wanted one, or the first of its usual names.
-
-    Raises DataError when there is none.
-    """
-    chosen = wanted or next((other for other in usual if other in found), "")
-    if chosen not in found:
-        columns = ", ".join(f"`{column}`" for column in found) or "none"
-        missing = f"has no column `{wanted}`" if wanted else f"has no column for the {name}"
-        raise DataError(f"{where} {missing}", f"say --column {name}=NAME; it has {columns}")
-    return chosen
 
 
 class Cleaning:

@@ -17,13 +17,8 @@ from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.models.sizes import Picture, Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
-from bigmodel_cli.tasks.classification import (
-    LABEL_NAMES,
-    ROWS,
-    Classification,
-    ClassOptions,
-    shown_label,
-)
+from bigmodel_cli.tasks.classification import ROWS, Classification, ClassOptions, shown_label
+from bigmodel_cli.tasks.columns import LABEL_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,14 +113,15 @@ class ImageClassification(Classification):
     # prepare ---------------------------------------------------------------------------------
 
     @classmethod
-    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
-        del names
-        return bool({*columns} & {*IMAGE_NAMES}) and bool({*columns} & {*LABEL_NAMES})
+    def claims(cls, columns: Mapping[str, str]) -> bool:
+        from bigmodel_cli.tasks.columns import usual
+
+        return bool(usual(columns, IMAGE_NAMES) and usual(columns, LABEL_NAMES))
 
     def columns(
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
     ) -> dict[str, str]:
-        from bigmodel_cli.tasks.clean import named_column
+        from bigmodel_cli.tasks.columns import named_column
 
         names = {"image": IMAGE_NAMES, "label": LABEL_NAMES}
         chosen = {n: named_column(found, n, wanted.get(n), usual, where)

@@ -80,7 +80,7 @@ class Language(TextTask):
     def columns(
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
     ) -> dict[str, str]:
-        from bigmodel_cli.tasks.clean import text_column
+        from bigmodel_cli.tasks.columns import text_column
 
         return {"text": text_column(found, wanted.get("text", ""), where)}
 

@@ -94,16 +94,15 @@ class Recommendation(Task):
     # prepare ---------------------------------------------------------------------------------
 
     @classmethod
-    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
+    def claims(cls, columns: Mapping[str, str]) -> bool:
         from bigmodel_cli.tasks.interactions import usual
 
-        del names
         return bool(usual(columns, "user") and usual(columns, "item"))
 
     def columns(
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
     ) -> dict[str, str]:
-        from bigmodel_cli.tasks.clean import named_column
+        from bigmodel_cli.tasks.columns import named_column
         from bigmodel_cli.tasks.interactions import usual
 
         chosen = {}

@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from bigmodel_cli.models.sizes import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
-from bigmodel_cli.tasks.classification import (
-    LABEL_NAMES,
-    ROWS,
-    Classification,
-    ClassOptions,
-    shown_label,
-)
+from bigmodel_cli.tasks.classification import ROWS, Classification, ClassOptions, shown_label
+from bigmodel_cli.tasks.columns import LABEL_NAMES
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -78,16 +73,15 @@ class TextClassification(TextTask, Classification):
     # prepare ---------------------------------------------------------------------------------
 
     @classmethod
-    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
-        from bigmodel_cli.tasks.clean import TEXT_NAMES
+    def claims(cls, columns: Mapping[str, str]) -> bool:
+        from bigmodel_cli.tasks.columns import TEXT_NAMES, usual
 
-        del names
-        return bool({*columns} & {*TEXT_NAMES}) and bool({*columns} & {*LABEL_NAMES})
+        return bool(usual(columns, TEXT_NAMES) and usual(columns, LABEL_NAMES))
 
     def columns(
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
     ) -> dict[str, str]:
-        from bigmodel_cli.tasks.clean import named_column, text_column
+        from bigmodel_cli.tasks.columns import named_column, text_column
 
         label = named_column(found, "label", wanted.get("label"), LABEL_NAMES, where)
         self.label_column = label

@@ -34,15 +34,6 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
 USUAL = {"source": ("source", "src"), "target": ("target", "tgt")}
-# ISO 639-1: two files that differ only in such an end are sentences and their translations
-LANGUAGES = (
-    "aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da "
-    "de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy "
-    "hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg "
-    "li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or "
-    "os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta "
-    "te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
-)
 BLEU_BYTES = 1 << 20  # of training pairs by whose targets it is chosen
 SHORT = 10  # characters: a shorter text counts as so many, since short ones differ by chance
 SEARCH = Search()  # how an evaluation writes
@@ -89,33 +80,46 @@ class Translation(TextTask):
     # prepare ---------------------------------------------------------------------------------
 
     @classmethod
-    def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
-        if columns:
-            return all({*columns} & {*usual} for usual in USUAL.values())
-        plain = [name.removesuffix(".gz").removesuffix(".zst") for name in names]
-        ends = [name.rpartition(".")[2] for name in plain]
-        stems = [name.rpartition(".")[0] for name in plain]
-        pairs = all(stems.count(stem) == 2 for stem in stems)
-        return pairs and len({*ends}) == 2 and {*ends} <= {*LANGUAGES.split()}
+    def claims(cls, columns: Mapping[str, str]) -> bool:
+        from bigmodel_cli.tasks.columns import usual
+        from bigmodel_cli.tasks.languages import languages_in
+
+        return all(usual(columns, names) for names in USUAL.values()) or (
+            len(languages_in(columns)) > 1
+        )
 
     def columns(
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
     ) -> dict[str, str]:
-        from bigmodel_cli.tasks.clean import named_column
+        """Source and target: those that are wanted, or usual names, or two languages, of which
+        the first is the source."""
+        from bigmodel_cli.tasks.columns import listed, named_column, usual
+        from bigmodel_cli.tasks.languages import languages_in
 
-        ends = [name for name, kind in found.items() if kind == "lines"]
-        if len(ends) == 2 and not wanted:
-            return dict(zip(USUAL, ends, strict=True))
-        chosen = {
-            name: named_column(found, name, wanted.get(name), usual, where)
-            for name, usual in USUAL.items()
-        }
+        chosen = {name: named_column(found, name, wanted[name], (), where)
+                  for name in USUAL if name in wanted}  # fmt: skip
+        lines = [name for name, kind in found.items() if kind == "lines"]
+        rest = [n for n in languages_in(found) or lines if n not in chosen.values()]
+        missing = [name for name in USUAL if name not in chosen]
+        usually = {name: usual(found, USUAL[name]) for name in missing}
+        if all(usually.values()):
+            chosen |= usually
+        elif len(rest) == len(missing):
+            chosen |= dict(zip(missing, rest, strict=True))
+        elif len(rest) > len(missing):
+            raise DataError(
+                f"{where} has {len(rest)} languages: {listed(dict.fromkeys(rest, ''))}",
+                f"choose two of them: --column source={rest[0]} --column target={rest[1]}",
+            )
+        else:
+            for name in missing:
+                chosen[name] = named_column(found, name, None, USUAL[name], where)
         if chosen["source"] == chosen["target"]:
             raise DataError(
                 f"{where}: `{chosen['source']}` cannot be both source and target",
                 "say which is which: --column source=NAME --column target=NAME",
             )
-        return chosen
+        return {name: chosen[name] for name in USUAL}
 
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]

@@ -122,7 +122,7 @@ def test_of_three_languages_two_must_be_named(tmp_path: Path) -> None:
         text = "".join(f"{end} {i} and some more\n" for i in range(60))
         (tmp_path / f"a.{end}").write_text(text)
     files = [tmp_path / f"a.{end}" for end in ("en", "de", "fr")]
-    with pytest.raises(DataError, match="no column for the source"):
+    with pytest.raises(DataError, match="3 languages: `en`, `de`, `fr`"):
         prepare(tmp_path / "w", *files, task="translation", tokenizer="bytes")
     with pytest.raises(DataError, match="cannot be both"):
         prepare(tmp_path / "w", *files, task="translation", tokenizer="bytes",

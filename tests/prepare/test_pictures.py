@@ -403,13 +403,18 @@ def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
         prepare(tmp_path / "work", root)
 
 
-def test_pictures_among_texts_are_no_text(tmp_path: Path) -> None:
-    """For other tasks they are what they always were: files without text."""
+def test_images_among_texts_are_not_text(tmp_path: Path) -> None:
+    """For other tasks they are skipped, unless they are named: then they are unreadable."""
     x, y = pictures()
     root = folder(tmp_path / "in", x[:3], y[:3])
-    (root / "page.md").write_text("Some words about cats and dogs.\n" * 20)
+    for number in range(4):
+        (root / f"page{number}.md").write_text(f"Words about cat {number} and dogs.\n" * 20)
     done = prepare(tmp_path / "work", root, val="0", test="0")
     assert done.manifest["task"] == "language"
+    assert done.manifest["ledger"]["in"]["rows"] == 4
+    assert not done.manifest["ledger"]["dropped"]
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    done = prepare(tmp_path / "work", *files, task="language", val="0", test="0")
     assert done.manifest["ledger"]["dropped"]["unreadable"]["rows"] == 3
 
 

@@ -186,8 +186,8 @@ def test_the_column_of_text_can_be_chosen(tmp_path: Path) -> None:
     prepare(tmp_path / "b", tmp_path / "a.csv", column=("text=title",), **ALL)
     assert units(tmp_path / "a")["train"] == ["the text"]
     assert units(tmp_path / "b")["train"] == ["the title"]
-    (tmp_path / "b.csv").write_text("id,words\n1,the only text\n")
-    with pytest.raises(DataError, match="which column"):  # all columns of a table are text
+    (tmp_path / "b.csv").write_text("left,words\nall columns,are text\n")
+    with pytest.raises(DataError, match="clearly the text"):
         prepare(tmp_path / "c", tmp_path / "b.csv", **ALL)
     (tmp_path / "b.jsonl").write_text('{"id": 1, "words": "the only text"}\n')
     prepare(tmp_path / "d", tmp_path / "b.jsonl", **ALL)
@@ -367,7 +367,7 @@ def test_every_row_of_a_messy_mixture_is_accounted_for(tmp_path: Path) -> None:
     (folder / "c.jsonl").write_text('{"text": "a document of records"}\n{"text": 1}\n')
     (folder / "d.txt").write_text("a document of records")
     (folder / "e.txt").write_bytes(b"")
-    made = prepare(tmp_path / "work", folder, min_chars=10, **ALL)
+    made = prepare(tmp_path / "work", *sorted(folder.iterdir()), min_chars=10, **ALL)
     assert made.manifest["ledger"] == {
         "in": {"rows": 13, "bytes": 23 + 1 + 0 + 3 + 5 + 23 + 25 + 23 + 16 + 21 + 11 + 21 + 0},
         "kept": {"rows": 3, "bytes": 23 + 23 + 21},
@@ -460,7 +460,8 @@ def test_duplicates_are_found_across_files_and_formats(tmp_path: Path) -> None:
     jsonl(tmp_path / "data" / "a.jsonl", texts)
     (tmp_path / "data" / "b.txt").write_text(texts[3])
     jsonl(tmp_path / "data" / "c.jsonl", [*texts[5:], "x", "x"])
-    made = prepare(tmp_path / "work", tmp_path / "data", **ALL)
+    files = sorted((tmp_path / "data").iterdir())
+    made = prepare(tmp_path / "work", *files, **ALL)
     assert units(tmp_path / "work")["train"] == [*texts, "x"]
     assert made.manifest["ledger"]["dropped"]["duplicate_exact"]["rows"] == 6
 
@@ -571,7 +572,9 @@ def test_splits_are_recognised_by_name(tmp_path: Path) -> None:
     assert units(tmp_path / "work") == {
         "train": texts[:50], "val": texts[50:70], "test": texts[70:]
     }  # fmt: skip
-    assert any("test, train, val" in note for note in notes)
+    assert any(
+        "train `train.jsonl`; val `valid.jsonl`; test `test.jsonl`" in note for note in notes
+    )
 
 
 @pytest.mark.parametrize(("given", "missing"), [("test", "val"), ("val", "test")])
@@ -609,7 +612,8 @@ def corpus(folder: Path, count: int = 300) -> Path:
     texts = documents(count)
     jsonl(folder / "a.jsonl", texts[: count // 2])
     jsonl(folder / "sub" / "b.jsonl", texts[count // 2 :])
-    (folder / "c.txt").write_text(nasty(9), "utf-8")
+    (folder / "texts").mkdir()  # beside records they would be skipped
+    (folder / "texts" / "c.txt").write_text(nasty(9), "utf-8")
     return folder
 
 
@@ -631,7 +635,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "vocabulary": {"vocab_size": 300},
     "min_chars": {"min_chars": 1},
     "separator": {"document_separator": "##"},
-    "exclude": {"exclude": ("c.txt",)},
+    "exclude": {"exclude": ("texts/c.txt",)},
 }
 NO_CHANGES: dict[str, dict[str, Any]] = {
     "threads": {"threads": 3},
@@ -775,7 +779,7 @@ def test_the_working_directory_is_no_source(
     before = contents(Path("work"))
     again = prepare(Path("work"), ".")
     inputs = [source["name"] for source in again.manifest["recipe"]["inputs"]]
-    assert inputs == ["a.jsonl", "c.txt", "sub/b.jsonl"]
+    assert inputs == ["a.jsonl", "sub/b.jsonl", "texts/c.txt"]
     assert again.fresh
     assert contents(Path("work")) == before
 

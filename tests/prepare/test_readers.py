@@ -24,8 +24,9 @@ from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.prepare import readers, sources
 from bigmodel_cli.prepare import records as records_module
-from bigmodel_cli.prepare.sources import Layout, Source, find, recognise_splits
-from bigmodel_cli.tasks.clean import text_column
+from bigmodel_cli.prepare.sources import Layout, Source, find
+from bigmodel_cli.prepare.split_names import recognise_splits
+from bigmodel_cli.tasks.columns import text_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -19,7 +19,8 @@ from bigmodel_cli.errors import ArtifactError, DataError, UsageError
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import Rows, load_task, save_task, task_class
-from bigmodel_cli.tasks.clean import clean_text, text_column
+from bigmodel_cli.tasks.clean import clean_text
+from bigmodel_cli.tasks.columns import text_column
 from bigmodel_cli.tasks.keys import task_keys
 from bigmodel_cli.tasks.language import PASSES, Language, LanguageOptions
 from bigmodel_cli.tasks.packing import IGNORED, Sequences

@@ -1,0 +1,257 @@
+"""The kind of work that sources are for, and which of them are read for it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bigmodel_cli.artifacts.ledger import Ledger
+from bigmodel_cli.errors import DataError, UsageError
+from bigmodel_cli.prepare.aligned import completed, of_languages
+from bigmodel_cli.prepare.json_forms import peek
+from bigmodel_cli.prepare.json_keys import columns_of, types_of
+from bigmodel_cli.prepare.readers import BROKEN, columns
+from bigmodel_cli.prepare.readers import read as rows
+from bigmodel_cli.prepare.records import SHOWN_ROWS, Choose
+from bigmodel_cli.prepare.sources import Layout, Source
+from bigmodel_cli.prepare.split_names import splits_in
+from bigmodel_cli.prepare.texts import opened
+from bigmodel_cli.tasks import TABLE, Task, task_class
+from bigmodel_cli.tasks.columns import TEXT_NAMES, listed, text_column, usual
+
+TEXT_BESIDE = "text beside records"
+MOST_SCANNED = 256 << 20  # bytes of a file whose keys are looked for to its end
+LOOKED_INTO = 8  # sources of each kind that holds records
+IMAGES = ("image", "idx", "numpy", "labels")
+# what lies beside data and is about them
+_ABOUT = re.compile(
+    r"(?<![a-z])(licen[cs]e|copying|copyright|notice|readme|changelog|changes|citation|authors"
+    r"|contributing|credits|metadata|dataset[_-]?card|requirements|makefile|dockerfile)(?![a-z])"
+)
+_CODE = re.compile(r"(?=.*[\d@/:])[!-~]+")  # a number, an id, an address: no words
+OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
+
+Columns = Mapping[Source, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read, and for which task. columns: of the sources that were looked into. skipped:
+    the others, by the reason why they are not read."""
+
+    task: type[Task]
+    sources: list[Source]
+    columns: Columns
+    skipped: Mapping[str, Sequence[Source]]
+
+
+def reading(
+    sources: Sequence[Source], task: str, wanted: Mapping[str, str], layout: Layout
+) -> Reading:
+    """The task (`auto`: detect it), and which of the sources it reads. Raises UsageError."""
+    found = _looked_into(sources, layout)
+    text = _mostly_text(sources, layout)
+    kind = task_class(task) if task != "auto" else _detected(sources, found, wanted, text, layout)
+    read, skipped = [], dict[str, list[Source]]()
+    why = _Skipping(kind, sources, found, wanted, layout, text)
+    for source in sources:
+        if reason := why(source):
+            skipped.setdefault(reason, []).append(source)
+        else:
+            read.append(source)
+    if not read:
+        return Reading(kind, list(sources), found, {})
+    return Reading(kind, read, {s: c for s, c in found.items() if s in read}, skipped)
+
+
+def with_forms(found: Sequence[Source], wanted: Mapping[str, str], layout: Layout) -> list[Source]:
+    """The sources, with the form that the content of each .json has, and with the other sides of
+    aligned files."""
+    return completed([part for source in found for part in _formed(source, wanted, layout)])
+
+
+def _formed(source: Source, wanted: Mapping[str, str], layout: Layout) -> Iterator[Source]:
+    if source.kind not in ("json", "jsonl") or source.path is None:
+        yield source
+        return
+    with contextlib.suppress(*BROKEN), opened(source, layout) as file:
+        form = peek(file, SHOWN_ROWS)
+        own = types_of(form.rows)
+        if form.kind != "object" or claims(own, wanted) or usual(own, TEXT_NAMES):
+            if form.kind != "text" or source.kind == "json":
+                kind = "json" if form.kind == "object" else form.kind
+                source = dataclasses.replace(source, form=kind)
+            yield source
+            return
+        names = list(form.lists)
+        splits = {name: splits_in(name) for name in names}
+        if len(names) == 1:
+            yield dataclasses.replace(source, form="json", key=names[0])
+        elif names and all(len(named) == 1 for named in splits.values()):
+            for name in names:
+                yield dataclasses.replace(source, name=f"{source.name}/{name}", form="json",
+                                          key=name, split=min(splits[name]))  # fmt: skip
+        elif names and not source.pattern:
+            raise DataError(
+                f"`{source.name}` holds several lists of objects: "
+                + ", ".join(f"`{name}`" for name in names),
+                f"take one of them: jq -c '.{names[0]}[]' {source.path} > {names[0]}.jsonl",
+            )
+        else:
+            yield dataclasses.replace(source, form="text" if source.kind == "json" else "jsonl")
+        return
+    yield source
+
+
+def claims(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """The tasks that columns are for. A column that goes by another name is known by the one that
+    --column gives it."""
+    known = {**found, **{name: found.get(column, "string") for name, column in wanted.items()}}
+    return [name for name in TABLE if task_class(name).claims(known)]
+
+
+def is_records(source: Source, layout: Layout) -> bool:
+    return source.records or bool(layout.header and source.kind == "text")
+
+
+def _looked_into(sources: Sequence[Source], layout: Layout) -> dict[Source, dict[str, str]]:
+    """The columns of the first sources of each kind that has any."""
+    found: dict[Source, dict[str, str]] = {}
+    counts: dict[str, int] = {}
+    for source in sources:
+        looked = counts.setdefault(source.kind, 0)
+        holds = is_records(source, layout) or source.kind in IMAGES
+        if holds and looked < LOOKED_INTO and (of_source := columns(source, layout)):
+            counts[source.kind] += 1
+            found[source] = of_source
+    return found
+
+
+def _detected(
+    sources: Sequence[Source], found: Columns, wanted: Mapping[str, str], text: bool,
+    layout: Layout,
+) -> type[Task]:  # fmt: skip
+    """The task that sources are for. Raises UsageError where there are several."""
+    claimed: dict[str, Source] = {}
+    for look in (found.get, lambda source: _all_keys(source, layout)):
+        for source in found if not text and not claimed else ():
+            for name in claims(look(source) or {}, wanted):
+                claimed.setdefault(name, source)
+    if not claimed:
+        pairs = of_languages(sources)
+        parts = {part for group in pairs for part in group.values()}
+        if all(s in parts or _about_data(s) for s in sources if s.kind == "text"):
+            ends = {end: "lines" for group in pairs for end in group}
+            claimed = dict.fromkeys(claims(ends, wanted) if ends else (), sources[0])
+    if len(claimed) > 1:
+        reasons = [f"{name} (`{source.name}`)" for name, source in claimed.items()]
+        raise UsageError("the sources could be for " + " or ".join(reasons),
+                         f"choose: --task {next(iter(claimed))}")  # fmt: skip
+    return task_class(next(iter(claimed), "language"))
+
+
+def _all_keys(source: Source, layout: Layout) -> dict[str, str]:
+    """The columns of JSON lines wherever their keys are: some may come late."""
+    if source.kind != "jsonl" or size(source) > MOST_SCANNED:
+        return {}
+    with contextlib.suppress(DataError, OSError, *BROKEN):  # which reading names
+        return {**dict.fromkeys(source.folders, "folder"), **columns_of(source, layout)}
+    return {}
+
+
+def _mostly_text(sources: Sequence[Source], layout: Layout) -> bool:
+    """Whether records and images are few among texts, such as a table among source code: then they
+    do not say what the sources are for."""
+    others = {s for s in sources if is_records(s, layout) or s.kind in IMAGES}
+    texts = [s for s in sources if s.pattern and s not in others and not _about_data(s)]
+    if len(texts) <= len(others):
+        return False
+    return any(s.kind in IMAGES for s in others) or sum(map(size, texts)) > sum(map(size, others))
+
+
+def size(source: Source) -> int:
+    """Bytes of a source's file."""
+    return source.path.stat().st_size if source.path else 0
+
+
+def _about_data(source: Source) -> bool:
+    """Whether a file's name says that it is about data, such as README or LICENSE."""
+    file = source.name.rpartition("/")[2].lower()
+    return file in OF_SYSTEMS or bool(_ABOUT.search(file))
+
+
+def check_text(read: Reading, choose: Choose, wanted: Mapping[str, str], layout: Layout) -> None:
+    """Raises DataError where a column that was taken for the text only because there is no other
+    holds numbers or ids."""
+    for source, found in read.columns.items():
+        if "text" in wanted or not is_records(source, layout) or usual(found, TEXT_NAMES):
+            continue
+        name = choose(found, f"`{source.name}`").get("text")
+        if name is None:
+            continue
+        first = next(rows(source, choose, layout, Ledger(), lambda _: None), None)
+        values = first.table.column("text").slice(0, SHOWN_ROWS).to_pylist() if first else []
+        values = [value.strip() for value in values if value and value.strip()]
+        if values and all(map(_CODE.fullmatch, values)):
+            raise DataError(
+                f"`{source.name}` has no column that is clearly the text: `{name}` holds values "
+                f"such as `{values[0]:.40}`",
+                f"read it nevertheless: --column text={name}; or choose another task with --task, "
+                f"and its columns with --column; it has {listed(found)}",
+            )
+
+
+class _Skipping:
+    """Why a task does not read a source; "" for what it reads. What the user named itself is read
+    always, if it is not only about data that the task cannot read as text."""
+
+    def __init__(
+        self, task: type[Task], sources: Sequence[Source], found: Columns,
+        wanted: Mapping[str, str], layout: Layout, text: bool,
+    ) -> None:  # fmt: skip
+        self.task, self.found, self.layout, self.text = task, found, layout, text
+        self.wanted = wanted
+        records = [source for source in sources if is_records(source, layout)]
+        self.above = {folder for s in records if s.path for folder in s.path.parents}
+        self.reads_images = "file" in task.kinds.values()
+        self.named = self.reads_images and any(map(self._claimed, records))
+        self.images = any(source.kind in IMAGES for source in sources)
+        pairs = of_languages(sources) if task.aligned else []
+        self.aligned = {part for group in pairs for part in group.values()}
+
+    def __call__(self, source: Source) -> str:
+        found = bool(source.pattern)
+        if source.kind in IMAGES:
+            if not self.reads_images:
+                return "images" if found else ""
+            return "images that records may name" if self.named else ""
+        if is_records(source, self.layout):
+            if self.reads_images and self.images and not self.named:
+                return "records that name no images" if found else ""
+            if self.text and self.task.documents and found and not self._has_text(source):
+                return "records with no clear column of text"
+            return ""
+        if source in self.aligned or not (found or _about_data(source)):
+            return ""
+        if not self.task.documents:
+            return "text"
+        if found and source.name.rpartition("/")[2].lower() in OF_SYSTEMS:
+            return "of the operating system"
+        beside = source.path and source.path.parent in self.above
+        return TEXT_BESIDE if found and beside and not self.text else ""
+
+    def _columns(self, source: Source) -> Mapping[str, str]:
+        return self.found.get(source) or columns(source, self.layout)
+
+    def _claimed(self, source: Source) -> bool:
+        return self.task.name in claims(self._columns(source), self.wanted)
+
+    def _has_text(self, source: Source) -> bool:
+        try:
+            text_column(self._columns(source), self.wanted.get("text", ""), "")
+        except DataError:
+            return False
+        return True
