@@ -121,12 +121,13 @@ def _numbered(spec: Mapping[str, Any], source: str) -> dict[str, Any] | None:
 class Loss:
     """What some texts lose when they are encoded and decoded. `spaced` differ only in spaces,
     `formed` also in case, accents or the width of characters; the others miss characters, which
-    are a share `lost` of the bytes."""
+    are a share `lost` of the bytes; `changed` is the share of bytes that are not there again."""
 
     texts: int
     spaced: int
     formed: int
     missing: int
+    changed: float
     lost: float
     example: str
 
@@ -138,15 +139,17 @@ class Loss:
             f"in characters that are missing, {self.lost:.2%} of all bytes": self.missing,
         }
         shown = "; ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
-        return (f"{different:,} of {self.texts:,} texts ({different / self.texts:.1%}) do not come "
-                f"back from their tokens as they were: {shown}; for example {self.example}"
-                )  # fmt: skip
+        return (
+            f"{different:,} of {self.texts:,} texts ({different / self.texts:.1%}) and "
+            f"{self.changed:.2%} of their bytes do not come back from their tokens as they were: "
+            f"{shown}; for example {self.example}"
+        )
 
 
 def loss(tokenizer: Tokenizer, texts: Iterable[str]) -> Loss | None:
     """What these texts lose; None if all come back. Raises DataError for what has no tokens."""
     counts: Counter[str] = Counter()
-    size = lost = 0
+    size = lost = changed = 0
     examples: dict[str, str] = {}
     unknown = None if tokenizer.unknown is None else tokenizer.inner.id_to_token(tokenizer.unknown)
     for text in texts:
@@ -160,16 +163,22 @@ def loss(tokenizer: Tokenizer, texts: Iterable[str]) -> Loss | None:
             kind = "spaced"
         else:
             missing = Counter(_folded(text)) - Counter(_folded(plain))
-            lost += sum(len(char.encode()) * count for char, count in missing.items())
+            lost += _bytes(missing)
             kind = "missing" if missing else "formed"
+        changed += _bytes(Counter(text) - Counter(plain))
         counts[kind] += 1
         examples.setdefault(kind, _difference(text, back))
     if not examples:
         return None
     return Loss(
-        counts["texts"], counts["spaced"], counts["formed"], counts["missing"], lost / size,
+        counts["texts"], counts["spaced"], counts["formed"], counts["missing"],
+        changed / size, min(lost / size, 1),
         next(examples[kind] for kind in ("missing", "formed", "spaced") if kind in examples),
     )  # fmt: skip
+
+
+def _bytes(characters: Counter[str]) -> int:
+    return sum(len(char.encode()) * count for char, count in characters.items())
 
 
 def _folded(text: str) -> str:

@@ -326,12 +326,12 @@ def load(folder: Path, hint: str = HINT) -> Tokenizer:
         raise ArtifactError(f"the tokenizer `{path}` is corrupt: {error}", hint) from None
     if None in (tokenizer.endoftext, tokenizer.pad, tokenizer.mask):
         raise ArtifactError(f"the tokenizer `{path}` lacks {ENDOFTEXT}, {PAD} or {MASK}", hint)
-    highest = max(tokenizer.inner.get_vocab(with_added_tokens=True).values())
-    if highest >= tokenizer.size:
+    ids = tokenizer.inner.get_vocab(with_added_tokens=True).values()
+    if max(ids) >= tokenizer.size or len({*ids}) < len(ids):
         raise ArtifactError(
-            f"the tokenizer `{path}` has the id {highest:,}, but only {tokenizer.size:,} tokens",
-            hint,
-        )
+            f"the tokenizer `{path}` has {tokenizer.size:,} tokens with {len({*ids}):,} ids of up "
+            f"to {max(ids):,}: one token must have one id", hint,
+        )  # fmt: skip
     return tokenizer
 
 

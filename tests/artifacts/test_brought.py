@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from bigmodel_cli.artifacts.brought import UNUSED, bring, loss
 from bigmodel_cli.artifacts.tokenizer import SPECIALS, Tokenizer, load
-from bigmodel_cli.errors import DataError, UsageError
+from bigmodel_cli.errors import ArtifactError, DataError, UsageError
 from tests.conftest import Cli
 
 WORDS = ["the", "ship", "sails", "over", "hills", "and", "saw", "birds", "number"]
@@ -129,6 +130,17 @@ def test_a_text_that_has_no_tokens_is_named(tmp_path: Path, document: dict[str, 
         made.encode_batch(["a", "中文 c", "a"])
 
 
+@pytest.mark.parametrize("ids", [{"a": 0, "b": 7, "[UNK]": 20}, {"a": 0, "b": 90, "[UNK]": 1}])
+def test_a_saved_tokenizer_whose_tokens_share_ids_is_corrupt(
+    tmp_path: Path, ids: dict[str, int]
+) -> None:
+    made = tokenizers.Tokenizer.from_str(json.dumps(words(ids)))
+    made.add_special_tokens(list(SPECIALS))  # which `tokenizers` numbers from 3 on
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ArtifactError, match="one token must have one id"):
+        load(tmp_path)
+
+
 def test_words_that_spell_a_special_token_stay_plain(tmp_path: Path) -> None:
     vocabulary = {"[UNK]": 0, "a": 1, "<|endoftext|>": 2, "<|im_end|>": 3}
     for document in (words(vocabulary), unigram([*vocabulary], 0)):
@@ -146,6 +158,8 @@ def test_what_does_not_come_back_is_counted_by_its_kind(tmp_path: Path) -> None:
     assert (found.texts, found.formed, found.spaced, found.missing) == (4, 1, 1, 1)
     assert found.lost == pytest.approx(3 / (len("Hello Cafés") + 1 + 12 + 5 + 18 + 3))
     assert '中" → "' in found.example
+    assert found.changed == pytest.approx((3 + 4 + 1) / 50)  # 中, H, C, é and a space
+    assert "3 of 4 texts (75.0%) and 16.00% of their bytes do not come back" in str(found)
     assert loss(made, ["hello hello", "cafes"]) is None
     sentences = brought(tmp_path, unigram(["<unk>", "▁", "a", "b", "▁a"], 0))
     assert loss(sentences, ["ab a", "b ab"]) is None
