@@ -160,6 +160,9 @@ def _build(
         "run": place.name, "checkpoint": path.name,
         "weights": state["files"][checkpoint.MODEL]["sha256"],
         "evaluated": evaluation is not None,
+        # figures of unlike precisions agree to rounding
+        "evaluated_in": evaluation["environment"].get("precision") if evaluation else None,
+        "answers_in": precision,
     }  # fmt: skip
     manifest.write_json(staging / RECEIPT, receipt)
     text = card(name, task, shape, training, state, data, evaluation, receipt, portable)

@@ -89,6 +89,7 @@ def test_what_fewer_bits_cost_is_in_the_receipt(work: Path, run: str) -> None:
     assert "precision" not in wide.receipt
     done = deploy(work, run, precision="int8")
     assert not done.fresh  # another precision is another bundle
+    assert (wide.receipt["answers_in"], done.receipt["answers_in"]) == ("fp32", "int8")
     effect = done.receipt["precision"]
     assert effect["name"] == "int8"
     assert effect["metric"] == ("pseudo_perplexity" if run == "masked" else "bits_per_byte")
@@ -127,6 +128,7 @@ def test_the_card_says_whether_the_model_was_evaluated(work: Path) -> None:
     evaluate(work)
     second = deploy(work)
     assert not second.fresh  # an evaluation is news to the card
+    assert [done.receipt["evaluated_in"] for done in (first, second)] == [None, "fp32"]
     card = (second.folder / "README.md").read_text("utf-8")
     for words in ("bits_per_byte", "kneser_ney_5", "came in", "stories.jsonl", "Qwen3ForCausalLM"):
         assert words in card
