@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         render.table(HEADER, rows(document))
         losing = next(iter(document["metrics"]))
         if rows(document)[0][-1] == "worse":
-            render.say(f"  The model loses to {document['baseline'][losing]['name']}: train it "
-                       "longer, make it larger, or ship the baseline.")  # fmt: skip
+            render.say(f"  The model loses to {document['baseline'][losing]['name']}. Train it "
+                       f"longer: {_longer(workdir, run)}")  # fmt: skip
+            render.say("  or make it larger (--size), or ship the baseline.")
         for gate in document["gates"]:
             render.say("  " + gate_text(gate))
         render.say(f"  {place.run(run).report}")
@@ -73,3 +75,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             raise typer.Exit(GateError.code)  # the one document is out already
         names = ", ".join(f"`{gate['rule']}`" for gate in failed)
         raise GateError(f"{len(failed)} of {len(document['gates'])} gates failed: {names}")
+
+
+def _longer(workdir: Path, run: str) -> str:
+    """The command that trains a finished run on."""
+    elsewhere = [] if workdir == Path("work") else ["-w", str(workdir)]
+    words = ["bigmodel", "train", "--from", run, "--run", f"{run}-longer", *elsewhere]
+    return shlex.join(words)

@@ -75,7 +75,8 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         }
         print_ = manifest.fingerprint(recipe)
         earlier = _earlier(config, rules, context)
-        document = None if config.force else _old(place, print_, context)
+        document = _old(place, print_, context)
+        document = None if config.force else document
         fresh = document is not None
         shown = document["gates"] if document else None
         own = None

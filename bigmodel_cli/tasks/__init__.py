@@ -349,7 +349,8 @@ class Task(ABC):
 
     @abstractmethod
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
-        """The trivial answers that a model must beat, each scored over the split."""
+        """The trivial answers that a model must beat, each scored over the split, perhaps in parts
+        that follow each other."""
 
     @abstractmethod
     def samples(

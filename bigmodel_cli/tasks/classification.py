@@ -37,6 +37,7 @@ BINS = 15  # of confidence, for the calibration error
 SHOWN_CLASSES = 20  # of which a confusion matrix is shown whole; of more, the most frequent ones
 SHOWN_NAMES, SHOWN_REMARKS = 8, 5  # labels, and warnings of labels that are nearly alike
 ROWS = 64  # scored at a time
+JUDGED = 1 << 22  # statistics of a baseline's answers at a time
 
 
 @dataclass(frozen=True)
@@ -323,15 +324,26 @@ class Classification(Task):
     def protocol(self) -> dict[str, Any]:
         return {"classes": self.labels}
 
-    def majority(self, train: Split, split: Split) -> tuple[str, Predictions]:
+    def judged(
+        self, name: str, logits_BC: NDArray[np.floating[Any]], split: Split
+    ) -> Iterator[tuple[str, Predictions]]:
+        """A baseline's answers to a whole split, in parts: of many classes each row has many
+        statistics."""
+        import numpy as np
+
+        classes = split.column("label")
+        size = max(ROWS, JUDGED // len(self.statistics))
+        for first in range(0, len(split), size):
+            part = np.arange(first, min(first + size, len(split)))
+            yield name, self.judge(logits_BC[part], classes[part], part)
+
+    def majority(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         """The most frequent class, with the probabilities that classes have in training."""
         import numpy as np
 
         known = np.bincount(train.column("label"), minlength=len(self.labels))
         logs = np.log((known + 1) / (known.sum() + len(known)))
-        classes = split.column("label")
-        answers = np.broadcast_to(logs, (len(classes), len(logs)))
-        return "majority", self.judge(answers, classes, np.arange(len(classes)))
+        yield from self.judged("majority", np.broadcast_to(logs, (len(split), len(logs))), split)
 
     # predict ---------------------------------------------------------------------------------
 

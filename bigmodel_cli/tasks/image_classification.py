@@ -377,7 +377,7 @@ class ImageClassification(Classification):
         from bigmodel_cli.tasks.packing import BASELINE, generator
         from bigmodel_cli.tasks.pixels import thumbnails
 
-        yield self.majority(train, split)
+        yield from self.majority(train, split)
         chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_PICTURES]
         known = train.column("label")[chosen]
         if len(np.unique(known)) < 2:
@@ -391,7 +391,7 @@ class ImageClassification(Classification):
             part = np.arange(first, min(first + TOGETHER, len(split)))
             features = thumbnails(self._raw(split, part), BASELINE_SIDE)
             answers[part[:, None], model.classes_] = model.predict_log_proba(features)
-        yield "pixel_logistic", self.judge(answers, split.column("label"), np.arange(len(split)))
+        yield from self.judged("pixel_logistic", answers, split)
 
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int

@@ -230,7 +230,7 @@ class TextClassification(TextTask, Classification):
         from bigmodel_cli.tasks.packing import BASELINE, generator
         from bigmodel_cli.tasks.scripts import WORDS
 
-        yield self.majority(train, split)
+        yield from self.majority(train, split)
         chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_TEXTS]
         known = train.column("label")[chosen]
         if len(np.unique(known)) < 2:
@@ -241,7 +241,7 @@ class TextClassification(TextTask, Classification):
         held = words.transform(self._text(split, i) for i in range(len(split)))
         answers = np.full((len(split), len(self.labels)), -40.0)
         answers[:, model.classes_] = model.predict_log_proba(held)
-        yield "tfidf_logistic", self.judge(answers, split.column("label"), np.arange(len(split)))
+        yield from self.judged("tfidf_logistic", answers, split)
 
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
