@@ -184,9 +184,9 @@ def _train(
     parallel.same_weights(model.parameters())
     clock = budget.Clock(
         budget.Length(**resolved["length"]), state.get("elapsed", 0.0),
-        time.monotonic() if state else context.started,
+        time.monotonic() if state else context.started, state.get("reserve", 0.0),
+        state.get("allowance", {}).get("pace", 0.0),
     )  # fmt: skip
-    clock.reserve = state.get("reserve", 0.0)
     machine = engine.Engine(
         task, model, optimizers, plan, device, resolved["precision"], resolved["batch_size"],
         resolved["micro_batch"], config.clip, config.seed, bool(resolved.get("compile")),
