@@ -37,6 +37,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         return
     from bigmodel_cli.evaluate.report import HEADER, gate_text, markdown, rows, title
     from bigmodel_cli.evaluate.run import run as evaluate
+    from bigmodel_cli.train.longer import command as longer
 
     place = Workdir(workdir)
     with running(common) as context:
@@ -51,8 +52,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         render.table(HEADER, rows(document))
         losing = next(iter(document["metrics"]))
         if rows(document)[0][-1] == "worse":
-            print(f"  The model loses to {document['baseline'][losing]['name']}: train it longer, "
-                  "make it larger, or ship the baseline.")  # fmt: skip
+            advice = longer(place.run(run), place.run(run).read_config())
+            print(f"  The model loses to {document['baseline'][losing]['name']}: make it larger, "
+                  f"ship the baseline, or train it longer: {render.here(advice)}")  # fmt: skip
         for gate in document["gates"]:
             print("  " + gate_text(gate))
         print(f"  {place.run(run).report}")

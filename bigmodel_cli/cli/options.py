@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bigmodel_cli.cli import render
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.options import Key
 
@@ -100,6 +101,7 @@ def command(
     def callback(**values: Any) -> None:
         common = {n: values.pop(n) for n, *_ in COMMON}
         workdir, chosen = _folder(values.pop("workdir")), values.pop("run", "default")
+        render.place(workdir, chosen)
         act(workdir, chosen, {k: v for k, v in values.items() if v not in (None, [])}, common)
 
     parameters = [_parameter(key.name, annotation(key), None) for key in keys]

@@ -9,14 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.events import Note, Progress
 
 LINE_SECONDS = 10.0
+COMMAND = re.compile(r"bigmodel (prepare|train|evaluate|deploy|predict|serve|status)\b(?! --help)")
+RUNLESS = ("--run", "prepare")
 
 
 class Screen:
@@ -51,12 +56,13 @@ class Screen:
 
     def _note(self, event: Note) -> None:
         warning = event.level == "warning"
+        message = here(event.message)
         if self.terminal:
             console = self._console()
             console.print("[yellow]warning:[/yellow] " if warning else "", end="")
-            console.print(clean(event.message), markup=False, highlight=False)
+            console.print(clean(message), markup=False, highlight=False)
         else:
-            _line(("warning: " if warning else "") + event.message)
+            _line(("warning: " if warning else "") + message)
 
     def _console(self) -> Any:
         from rich.console import Console
@@ -131,8 +137,33 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def place(workdir: Path, run: str) -> None:
+    """Remembers where the present command works, for the commands that it advises."""
+    _place[:] = [("--workdir", "-w", str(workdir))] * (str(workdir) != "work")
+    _place.extend([("--run", "--run", run)] * (run != "default"))
+
+
+_place: list[tuple[str, str, str]] = []
+
+
+def here(text: str) -> str:
+    """The text with the present command's -w and --run in each command of ours that it advises,
+    unless that names its own."""
+
+    def placed(found: re.Match[str]) -> str:
+        words, rest = found.group(0), text[found.end() :].partition(";")[0]
+        for flag, short, value in _place:
+            if flag in rest or short in rest.split() or (flag, found.group(1)) == RUNLESS:
+                continue
+            words += f" {short} {shlex.quote(value)}"
+        return words
+
+    return COMMAND.sub(placed, text)
+
+
 def error(message: str, hint: str, code: int, as_json: bool) -> None:
     """An error: on stderr for a person; on stdout as the one document for a script."""
+    hint = here(hint)
     if as_json:
         document({"error": {"code": code, "message": message, "hint": hint}})
         return

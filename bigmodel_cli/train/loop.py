@@ -195,7 +195,10 @@ class Loop:
         share = rate(progress, self.step, clock.length.steps, config.warmup, config.decay)
         if self.decay_began is None and progress >= 1 - config.decay:
             self.decay_began = self.step
-        done = self.engine.step(self.step, share, self._asked)
+        try:
+            done = self.engine.step(self.step, share, self._asked)
+        except DivergedError as error:
+            raise self._diverged(error.message) from None
         if done is None:
             return False
         self.step += 1
@@ -204,6 +207,20 @@ class Loop:
         self.speed = self.engine.batch_size * self.row_tokens / clock.tick()
         self._report(done, share)
         return True
+
+    def _diverged(self, message: str) -> DivergedError:
+        """What is left, and what to try next."""
+        from bigmodel_cli.train.optim import LEARNING_RATES
+
+        saved = f"the best checkpoint before it is `{self.best['name']}`" if self.best else (
+            "there is no checkpoint before it")  # fmt: skip
+        rate = min(self.engine.optimizers.learning_rate / 10,
+                   LEARNING_RATES[self.config.optimizer])  # fmt: skip
+        return DivergedError(
+            f"{message}; {saved}",
+            f"train it again from nothing with a lower rate: add --restart --learning-rate {rate:g}"
+            + "; or score that checkpoint: bigmodel evaluate" * bool(self.best),
+        )
 
     def _report(self, done: Step, share: float) -> None:
         clock = self.clock
@@ -241,10 +258,8 @@ class Loop:
                 self.allowance.spent += self.clock.look() - began
         if self.validation is not None:
             if self.validation["loss"] is None:
-                raise DivergedError(
-                    f"training diverged by step {self.step}: the validation loss is no number",
-                    "the last checkpoint is good; try --restart with a lower --learning-rate",
-                )
+                raise self._diverged(f"training diverged by step {self.step}: the validation loss "
+                                     "is not finite")  # fmt: skip
             self.shown = self.validation
             values = {k: v and round(v, 6) for k, v in self.validation.items()}
             self._write({"step": self.step, "validation": values, "tokens": self.tokens,

@@ -18,7 +18,7 @@ from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import SIZES, ModelConfig, model_config
 from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task
-from bigmodel_cli.train import parallel
+from bigmodel_cli.train import longer, parallel
 from bigmodel_cli.train.loop import Loop, Trained
 from bigmodel_cli.train.origin import Origin
 from bigmodel_cli.train.origin import begin as begin_from
@@ -95,10 +95,11 @@ def _agree(
     if known["data_fingerprint"] != data["fingerprint"]:
         differing.append("the data were prepared anew")
     if differing:
-        raise UsageError(
-            f"run `{place.name}` was begun otherwise: " + "; ".join(differing),
-            "begin it anew with --restart, or name another with --run",
-        )
+        hint = "add --restart to train it again from nothing, or --run NAME to train another"
+        length = longer.remaining(before, options)
+        if length and {change.partition(":")[0] for change in differing} <= {*longer.LENGTHS}:
+            hint = "train its weights further: " + longer.command(place, known, length)
+        raise UsageError(f"run `{place.name}` has other options: " + "; ".join(differing), hint)
 
 
 def _finished(place: Run, context: Context) -> Trained | None:
@@ -195,8 +196,8 @@ def _train(
         tried = new and parallel.leads()
         if not tried and (reason := cannot_compile(device, context)):
             raise ResourceError(
-                f"the run was begun with compiled kernels, which cannot be had now: {reason}",
-                "mend that, or begin anew with --restart --compile off",
+                f"the run has compiled kernels, which do not work now: {reason}",
+                "repair that, or add --restart --compile off to train it again from nothing",
             )
         context.emit(Progress("compile", 0, None, ""))
         model.compile_parts()

@@ -326,8 +326,9 @@ def test_divergence_leaves_the_last_checkpoint(work: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "step", breaking)
-        with pytest.raises(DivergedError, match="step 4"):
+        with pytest.raises(DivergedError, match="step 4") as caught:
             train(work, checkpoint_every=3)
+    assert caught.value.message.endswith("the best checkpoint before it is `step-00000003`")
     names = checkpoint.names(Workdir(work).run("default").checkpoints)
     assert names == ["step-00000003"]
     weights = checkpoint.load_tensors(
