@@ -17,6 +17,7 @@ from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import flops_per_token
 from bigmodel_cli.train import parallel
+from bigmodel_cli.train.contention import Contention
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.shards import Split
@@ -87,6 +88,7 @@ class Loop:
 
         dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
         self.peak = peak_flops(engine.device, dtype)
+        self.contention = Contention(torch.get_num_threads() if engine.device.type == "cpu" else 1)
         self.leads = parallel.leads()
         if not self.leads:
             return
@@ -206,6 +208,8 @@ class Loop:
         self.tokens = round(self.step * self.engine.batch_size * self.row_tokens)
         self.speed = self.engine.batch_size * self.row_tokens / clock.tick()
         self._report(done, share)
+        if busy := self.contention.warning():
+            self.context.warn(busy)
         return True
 
     def _diverged(self, message: str) -> DivergedError:
