@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import StoppedError
 from bigmodel_cli.events import Context
 from bigmodel_cli.tasks import TABLE
+from bigmodel_cli.train import longer
 from bigmodel_cli.train.engine import Engine
+from tests.conftest import Cli, Forker
 from tests.stages import ROOT, SERVICE, STORIES, deploy, evaluate, final_bytes, prepare, train
 
 FAMILIES = [
@@ -158,6 +161,20 @@ def test_a_task_goes_all_the_way_with_each_family(
     other = [json.dumps({"id": 7, **kind.request}).encode()] * 3
     for answer in predictor.answer_lines(other, defaults):
         assert alike(answer, good), (answer, good)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_finished_run_is_made_longer_by_what_is_advised(
+    prepared: Path, family: dict[str, Any], forker: Forker
+) -> None:
+    place = Workdir(prepared).run(f"{family['model']}-short")
+    train(prepared, place.name, **family, steps=3, width=16, dropout=0.1, batch_size=6)
+    words = shlex.split(longer.command(place, place.read_config(), {"steps": 2}))
+    done = Cli(prepared.parent, forker).works(*words[1:], "-w", prepared, timeout=120)
+    assert "new: nothing" in done.err
+    more = Workdir(prepared).run(f"{place.name}-longer").read_config()
+    assert more["model"] == place.read_config()["model"]
+    assert more["resolved"]["length"]["steps"] == 2
 
 
 def alike(one: Any, other: Any) -> bool:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-COMMAND = re.compile(r"\bbigmodel (prepare|train|evaluate|deploy|predict|serve|status)\b")
+COMMAND = re.compile(r"\bbigmodel (prepare|train|evaluate|deploy|predict|serve|status)\b(?! --help)")
 NEEDS_NO_RUN = ("prepare", "status")
 
 

@@ -18,7 +18,7 @@ import typer
 from bigmodel_cli import __version__
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import deploy, evaluate, predict, prepare, render, serve, status, train
-from bigmodel_cli.cli.advice import here, workdir
+from bigmodel_cli.cli.advice import workdir
 from bigmodel_cli.cli.options import layout
 from bigmodel_cli.errors import (
     NO_MEMORY,
@@ -154,7 +154,7 @@ def _show(error: BaseException, as_json: bool) -> int:
             f"this is a bug of ours: {type(error).__name__}: {error}{where}", "please report it"
         )
     with contextlib.suppress(OSError, ValueError):  # there may be nowhere left to say it
-        render.error(known.message, here(known.hint), known.code, as_json)
+        render.error(known.message, known.hint, known.code, as_json)
     return known.code
 
 

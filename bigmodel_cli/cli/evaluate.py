@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import typer
 
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
+from bigmodel_cli.cli.advice import here
 from bigmodel_cli.cli.options import command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import EvaluateConfig
@@ -42,6 +42,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         return
     from bigmodel_cli.evaluate.report import HEADER, gate_text, markdown, rows, title
     from bigmodel_cli.evaluate.run import run as evaluate
+    from bigmodel_cli.train.longer import command as longer
 
     place = Workdir(workdir)
     with running(common) as context:
@@ -56,9 +57,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         render.table(HEADER, rows(document))
         losing = next(iter(document["metrics"]))
         if rows(document)[0][-1] == "worse":
-            render.say(f"  The model loses to {document['baseline'][losing]['name']}. Train it "
-                       f"longer: {_longer(workdir, run)}")  # fmt: skip
-            render.say("  or make it larger (--size), or ship the baseline.")
+            advice = here(longer(place.run(run), place.run(run).read_config()))
+            name = document["baseline"][losing]["name"]
+            render.say(f"  The model loses to {name}: make it larger, ship the baseline, or train "
+                       f"it longer: {advice}")  # fmt: skip
         for gate in document["gates"]:
             render.say("  " + gate_text(gate))
         render.say(f"  {place.run(run).report}")
@@ -75,10 +77,3 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             raise typer.Exit(GateError.code)  # the one document is out already
         names = ", ".join(f"`{gate['rule']}`" for gate in failed)
         raise GateError(f"{len(failed)} of {len(document['gates'])} gates failed: {names}")
-
-
-def _longer(workdir: Path, run: str) -> str:
-    """The command that trains a finished run on."""
-    elsewhere = [] if workdir == Path("work") else ["-w", str(workdir)]
-    words = ["bigmodel", "train", "--from", run, "--run", f"{run}-longer", *elsewhere]
-    return shlex.join(words)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bigmodel_cli.cli.advice import here
 from bigmodel_cli.events import Note, Progress
 
 LINE_SECONDS = 10.0
@@ -54,12 +55,13 @@ class Screen:
 
     def _note(self, event: Note) -> None:
         warning = event.level == "warning"
+        message = here(event.message)
         if self.terminal:
             console = self._console()
             console.print("[yellow]warning:[/yellow] " if warning else "", end="")
-            console.print(clean(event.message), markup=False, highlight=False)
+            console.print(clean(message), markup=False, highlight=False)
         else:
-            _line(("warning: " if warning else "") + event.message)
+            _line(("warning: " if warning else "") + message)
 
     def _console(self) -> Any:
         from rich.console import Console
@@ -157,6 +159,7 @@ def answer(text: str) -> None:
 
 def error(message: str, hint: str, code: int, as_json: bool) -> None:
     """An error: on stderr for a person; on stdout as the one document for a script."""
+    hint = here(hint)
     if as_json:
         document({"error": {"code": code, "message": message, "hint": hint}})
         return

@@ -137,8 +137,7 @@ class Engine:
         (loss,) = parallel.total(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
-                f"training diverged at step {number + 1}: loss {loss}, gradient norm {norm}",
-                "the last checkpoint is good; try --restart with a lower --learning-rate",
+                f"training diverged at step {number + 1}: loss {loss}, gradient norm {norm}"
             )
         return Step(loss, norm, int(terms))
 

@@ -17,6 +17,7 @@ from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import flops_per_token
 from bigmodel_cli.train import parallel
+from bigmodel_cli.train.contention import Contention
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.shards import Split
@@ -49,6 +50,7 @@ class Loop:
         self, config: TrainConfig, place: Run, context: Context, engine: Engine, clock: Clock,
         val: Split, state: dict[str, Any],
     ) -> None:  # fmt: skip
+        from bigmodel_cli.train.budget import Allowance
         from bigmodel_cli.train.engine import peak_flops
 
         self.config, self.place, self.context = config, place, context
@@ -72,14 +74,21 @@ class Loop:
         if self.every is None and clock.length.steps is not None:
             self.every = min(MOST_STEPS, -(-clock.length.steps // EVALUATIONS))
         clock.look()
-        self.parts = max(EVALUATIONS, math.ceil((clock.length.seconds or 0) / MOST_SECONDS))
-        self.part = math.floor(clock.progress(self.step) * self.parts)  # of the time
+        self.allowance: Allowance | None = None
+        if clock.length.seconds is not None:
+            self.allowance = Allowance(
+                clock, engine.task.validation_rows(),
+                max(EVALUATIONS, math.ceil(clock.length.seconds / MOST_SECONDS)),
+                sum(weight.numel() for weight in engine.model.parameters()),
+                state.get("allowance", {}), clock.progress(self.step),
+            )  # fmt: skip
         self.speed = 0.0  # tokens per second, lately
         self.flops = 3 * flops_per_token(shape)
         import torch
 
         dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
         self.peak = peak_flops(engine.device, dtype)
+        self.contention = Contention(torch.get_num_threads() if engine.device.type == "cpu" else 1)
         self.leads = parallel.leads()
         if not self.leads:
             return
@@ -104,14 +113,14 @@ class Loop:
                 if not self._update():
                     break
                 if self._due():
-                    self._validate_and_save(finished=self.clock.done(self.step))
+                    self._check()
                 if self._stopping():
                     break
             if self._stopping():
                 if self.step != self.saved and self.step:
                     self._save(finished=False, interim=True)
                 self.context.stop.raise_()
-            if self.saved != self.step:
+            if self.saved != self.step or (self.validation is None and len(self.val)):
                 self._validate_and_save(finished=True)
             elif not self.finished:  # time ran out while the last checkpoint was made
                 self._save(finished=True)
@@ -135,9 +144,50 @@ class Loop:
         """Whether a checkpoint falls on this step: every so many, or every tenth of the time."""
         if self.every is not None:
             return self.step % self.every == 0
-        progress = self.clock.progress(self.step)
-        before, self.part = self.part, math.floor(progress * self.parts)
-        return self.part > before and progress < 1
+        assert self.allowance
+        return self.allowance.next <= self.clock.progress(self.step) < 1
+
+    def _check(self) -> None:
+        """A validation and a checkpoint; in a run in minutes as far as they may take the time."""
+        allowance = self.allowance
+        if allowance:
+            self._fix_rows()
+        if not allowance or allowance.affordable > 1:
+            self._validate_and_save(finished=self.clock.done(self.step))
+        elif allowance.left > self.clock.reserve + allowance.saving:
+            self._save(finished=False, interim=True)
+            self.clock.pause()
+        if allowance:
+            if allowance.affordable < 2 and allowance.more:
+                allowance.more = False
+                self.context.note("a tenth of the time is used up by validations and checkpoints: "
+                                  "only the last one follows")  # fmt: skip
+            allowance.plan(self.clock.progress(self.step))
+
+    def _fix_rows(self) -> None:
+        """Measures validations of a few rows, of a few more, until they tell what others take."""
+        allowance, clock = self.allowance, self.clock
+        if not allowance or allowance.rows is not None or not len(self.val):
+            return
+        if self.config.checkpoint_every:
+            allowance.parts = clock.checkpoints(self.config.checkpoint_every)
+        from bigmodel_cli.train.budget import FIRST_ROWS
+
+        rows, took = 0, 0.0
+        while not rows or not allowance.enough(rows, took):
+            rows = min(allowance.full, 4 * rows or FIRST_ROWS)
+            began = clock.look()
+            found = self._validate(rows)
+            took = clock.look() - began
+            allowance.spent += took
+            if found is None:  # stopped
+                return
+        if less := allowance.fix(rows, took):
+            self.context.note("so that they take at most a tenth of the time, " + less)
+        clock.pause()
+
+    def _validate(self, limit: int) -> dict[str, float | None] | None:
+        return self.engine.validate(self.val, max(1, self.engine.micro_batch), limit, self._asked)
 
     def _update(self) -> bool:
         from bigmodel_cli.train.budget import rate
@@ -147,7 +197,10 @@ class Loop:
         share = rate(progress, self.step, clock.length.steps, config.warmup, config.decay)
         if self.decay_began is None and progress >= 1 - config.decay:
             self.decay_began = self.step
-        done = self.engine.step(self.step, share, self._asked)
+        try:
+            done = self.engine.step(self.step, share, self._asked)
+        except DivergedError as error:
+            raise self._diverged(error.message) from None
         if done is None:
             return False
         self.step += 1
@@ -155,7 +208,23 @@ class Loop:
         self.tokens = round(self.step * self.engine.batch_size * self.row_tokens)
         self.speed = self.engine.batch_size * self.row_tokens / clock.tick()
         self._report(done, share)
+        if busy := self.contention.warning():
+            self.context.warn(busy)
         return True
+
+    def _diverged(self, message: str) -> DivergedError:
+        """What is left, and what to try next."""
+        from bigmodel_cli.train.optim import LEARNING_RATES
+
+        saved = f"the best checkpoint before it is `{self.best['name']}`" if self.best else (
+            "there is no checkpoint before it")  # fmt: skip
+        rate = min(self.engine.optimizers.learning_rate / 10,
+                   LEARNING_RATES[self.config.optimizer])  # fmt: skip
+        return DivergedError(
+            f"{message}; {saved}",
+            f"train it again from nothing with a lower rate: add --restart --learning-rate {rate:g}"
+            + "; or score that checkpoint: bigmodel evaluate" * bool(self.best),
+        )
 
     def _report(self, done: Step, share: float) -> None:
         clock = self.clock
@@ -183,28 +252,28 @@ class Loop:
             self.log.flush()
 
     def _validate_and_save(self, finished: bool) -> None:
+        self._fix_rows()
         began = self.clock.look()
         self.validation = None
         if len(self.val):
-            rows, limit = max(1, self.engine.micro_batch), self.engine.task.validation_rows()
-            self.validation = self.engine.validate(self.val, rows, limit, self._asked)
-            self.clock.look()
+            rows = self.allowance.rows if self.allowance else None
+            self.validation = self._validate(rows or self.engine.task.validation_rows())
+            if self.allowance:
+                self.allowance.spent += self.clock.look() - began
         if self.validation is not None:
             if self.validation["loss"] is None:
-                raise DivergedError(
-                    f"training diverged by step {self.step}: the validation loss is no number",
-                    "the last checkpoint is good; try --restart with a lower --learning-rate",
-                )
+                raise self._diverged(f"training diverged by step {self.step}: the validation loss "
+                                     "is not finite")  # fmt: skip
             self.shown = self.validation
             values = {k: v and round(v, 6) for k, v in self.validation.items()}
             self._write({"step": self.step, "validation": values, "tokens": self.tokens,
                          "seconds": round(self.clock.elapsed, 3)})  # fmt: skip
         self._save(finished and not self._stopping())
         self.clock.pause()
-        self.clock.reserve = max(self.clock.reserve, self.clock.elapsed - began)
+        self.clock.keep(self.clock.elapsed - began)
 
     def _save(self, finished: bool, interim: bool = False) -> None:
-        self.clock.look()
+        began = self.clock.look()
         name = f"step-{self.step:08d}"
         headline = self.engine.task.metrics()[0]
         found = self.validation or {}
@@ -222,7 +291,11 @@ class Loop:
         ):  # of equals, the one with the lower loss
             self.best = {"name": name, **({} if value is None else {"value": value, "loss": loss})}
         parallel.check_weights(self.engine.model.parameters())
+        if self.allowance:  # so that the checkpoint tells of itself, too
+            self.allowance.spent += self.allowance.saving
         parallel.lead(lambda: self._write_checkpoint(name, finished, interim))
+        if self.allowance:
+            self.allowance.saved(self.clock.look() - began)
         self.saved, self.finished = self.step, finished
 
     def _write_checkpoint(self, name: str, finished: bool, interim: bool) -> None:
@@ -236,6 +309,8 @@ class Loop:
             "finished": finished, "interim": interim,
             "log_bytes": self.place.log.stat().st_size,
         }  # fmt: skip
+        if self.allowance:
+            state["allowance"] = self.allowance.state()
         if self.saved == self.step:
             checkpoint.amend(self.place.checkpoints / name, state)
         else:

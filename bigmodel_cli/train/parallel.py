@@ -175,5 +175,5 @@ def check_weights(parameters: Iterable[Tensor]) -> None:
     if any_(told(number) != number):
         raise BigmodelError(
             "the ranks hold different weights: they are of unlike processors, or one of them errs",
-            "train on machines of one kind; the last checkpoint is good",
+            "train on machines of one kind",
         )

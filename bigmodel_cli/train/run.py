@@ -18,7 +18,7 @@ from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.models.sizes import SIZES, ModelConfig, model_config
 from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task
-from bigmodel_cli.train import parallel
+from bigmodel_cli.train import longer, parallel
 from bigmodel_cli.train.loop import Loop, Trained
 from bigmodel_cli.train.origin import Origin
 from bigmodel_cli.train.origin import begin as begin_from
@@ -96,10 +96,11 @@ def _agree(
     if known["data_fingerprint"] != data["fingerprint"]:
         differing.append("the data were prepared anew")
     if differing:
-        raise UsageError(
-            f"run `{place.name}` was begun otherwise: " + "; ".join(differing),
-            "begin it anew with --restart, or name another with --run",
-        )
+        hint = "add --restart to train it again from nothing, or --run NAME to train another"
+        length = longer.remaining(before, options)
+        if length and {change.partition(":")[0] for change in differing} <= {*longer.LENGTHS}:
+            hint = "train its weights further: " + longer.command(place, known, length)
+        raise UsageError(f"run `{place.name}` has other options: " + "; ".join(differing), hint)
 
 
 def _finished(place: Run, context: Context) -> Trained | None:
@@ -185,9 +186,9 @@ def _train(
     parallel.same_weights(model.parameters())
     clock = budget.Clock(
         budget.Length(**resolved["length"]), state.get("elapsed", 0.0),
-        time.monotonic() if state else context.started,
+        time.monotonic() if state else context.started, state.get("reserve", 0.0),
+        state.get("allowance", {}).get("pace", 0.0),
     )  # fmt: skip
-    clock.reserve = state.get("reserve", 0.0)
     machine = engine.Engine(
         task, model, optimizers, plan, device, resolved["precision"], resolved["batch_size"],
         resolved["micro_batch"], config.clip, config.seed, bool(resolved.get("compile")),
@@ -196,8 +197,8 @@ def _train(
         tried = new and parallel.leads()
         if not tried and (reason := cannot_compile(device, context)):
             raise ResourceError(
-                f"the run was begun with compiled kernels, which cannot be had now: {reason}",
-                "mend that, or begin anew with --restart --compile off",
+                f"the run has compiled kernels, which do not work now: {reason}",
+                "repair that, or add --restart --compile off to train it again from nothing",
             )
         context.emit(Progress("compile", 0, None, ""))
         model.compile_parts()

@@ -326,8 +326,9 @@ def test_divergence_leaves_the_last_checkpoint(work: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "step", breaking)
-        with pytest.raises(DivergedError, match="step 4"):
+        with pytest.raises(DivergedError, match="step 4") as caught:
             train(work, checkpoint_every=3)
+    assert caught.value.message.endswith("the best checkpoint before it is `step-00000003`")
     names = checkpoint.names(Workdir(work).run("default").checkpoints)
     assert names == ["step-00000003"]
     weights = checkpoint.load_tensors(
@@ -353,7 +354,7 @@ def test_a_time_budget_ends_on_time_with_its_decay_complete(work: Path) -> None:
     done = train(work, "default", events.context(), minutes=0.2, threads=2)
     took = time.monotonic() - began
     assert took < 0.2 * 60 + 1.5  # a second's grace for a busy machine
-    assert took > 0.2 * 60 * 0.75
+    assert took > 0.2 * 60 * 0.9
     rates = [r["learning_rate"] for r in log(work) if "learning_rate" in r]
     assert rates[-1] < 0.15 * max(rates)
     assert done.step > 10
