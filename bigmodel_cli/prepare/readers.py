@@ -115,6 +115,11 @@ def read(
             yield from pictures.files([source], choose, layout, advance)
         elif source.kind != "labels":  # which are read with their pictures
             yield from READERS[source.kind](source, choose, layout, ledger, advance)
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"`{source.name}` holds what cannot be read yet: {str(error).splitlines()[0]}",
+            "leave it out with --exclude",
+        ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW) as error:
         raise DataError(
             f"`{source.name}` cannot be read to its end: {str(error).splitlines()[0]}",

@@ -16,6 +16,7 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare.columns import as_texts, check_names, decoded, is_text, kind_of
 from bigmodel_cli.prepare.json_keys import add_types, chunks, columns_of
 from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import is_utf8, not_utf8, opened
@@ -26,6 +27,7 @@ from bigmodel_cli.worker import ahead
 WHOLE = 1 << 30  # bytes of JSON that is read whole
 BLOCK = 1 << 20  # bytes of JSON lines that one core parses at once
 FILES = 128  # that are read at once
+FEWEST, MOST = 16, 4096  # rows of Parquet that are read at once
 LONGEST_INTEGER = 4000  # digits; Python refuses to read more than 4,300
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
@@ -52,7 +54,7 @@ def _as_text(value: Any, kind: str) -> str | None:
     if value is None or (kind in ("text", "path") and isinstance(value, str)):
         return value
     if kind == "json":
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=str)  # dates of Parquet
     if kind == "value":
         if isinstance(value, bool):
             return str(value).lower()
@@ -277,7 +279,7 @@ def parquet(
     """Parquet, a few rows at a time, so that long ones do not fill the memory."""
     del ledger
     for records, batch, size in ahead(_batches(source, choose, layout)):
-        yield _columns(records, batch)
+        yield _columns(records, decoded(batch))
         advance(size)
 
 
@@ -294,15 +296,19 @@ def _batches(
     with pyarrow.parquet.ParquetFile(source.path) as file:
         if not file.metadata.num_rows:
             return
-        found = {field.name: _type(field.type) for field in file.schema_arrow}
-        records = Records(source, choose(found, f"`{source.name}`"), layout)
-        average = source.path.stat().st_size / file.metadata.num_rows
-        count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
+        found = {field.name: kind_of(field.type) for field in file.schema_arrow}
+        chosen = choose(found, f"`{source.name}`")
+        check_names(source, file.schema_arrow.names, chosen)
+        records = Records(source, chosen, layout)
+        names = list(dict.fromkeys(chosen.values()))
+        first = decoded(next(file.iter_batches(FEWEST, columns=names)))
+        mean = max(first.nbytes // FEWEST, 1)  # in the file, a text that comes again takes no room
+        count = min(max(sources.CHUNK // mean, FEWEST), MOST)
         if "file" in records.kinds:  # whose bytes may be elsewhere
             count = min(count, FILES)
-        names = list(dict.fromkeys(records.names.values()))
+        average = source.path.stat().st_size / file.metadata.num_rows
         for batch in file.iter_batches(count, columns=names):
-            yield records, batch, int(batch.num_rows * average)
+            yield records, decoded(batch), int(batch.num_rows * average)
 
 
 def _columns(records: Records, batch: Any) -> Rows:
@@ -312,13 +318,13 @@ def _columns(records: Records, batch: Any) -> Rows:
         column = batch.column(name)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
-        if kind == "path" and not _is_text(column.type):
+        if kind == "path" and not is_text(column.type):
             paths = [records.value(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(paths, pa.large_string()))
         elif kind == "file":
             files = [records.value(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(files, pa.large_binary()))
-        elif kind == "json" and not _is_text(column.type):
+        elif kind == "json" and not is_text(column.type):
             texts = [_as_text(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(texts, pa.large_string()))
         elif pa.types.is_nested(column.type):
@@ -327,31 +333,14 @@ def _columns(records: Records, batch: Any) -> Rows:
                 "name another column: --column",
             )
         else:
-            columns.append(column.cast(pa.large_string()))
+            columns.append(as_texts(column, name, records.source))
     return records.rows(columns, functools.partial(int.__add__, records.first + 1))
-
-
-def _type(kind: Any) -> str:
-    if _is_text(kind):
-        return "string"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return "number"
-    return "bool" if pa.types.is_boolean(kind) else "null" if pa.types.is_null(kind) else "other"
-
-
-def _is_text(kind: Any) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_dictionary(kind)
-    )
 
 
 def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
     """A hub data set's rows, through datasets; hf:NAME[:SPLIT]. Classes go by their names."""
     data = sources.load_hub(source.hub)
-    found = {field.name: _type(field.type) for field in data.features.arrow_schema}
+    found = {field.name: kind_of(field.type) for field in data.features.arrow_schema}
     records = Records(source, choose(found, f"`{source.name}`"), layout)
     names = list(dict.fromkeys(records.names.values()))
     classes = {n: pa.array(k.names) for n, k in data.features.items() if hasattr(k, "names")}
@@ -359,4 +348,4 @@ def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
         for name in set(names) & set(classes):
             place = batch.schema.get_field_index(name)
             batch = batch.set_column(place, name, classes[name].take(batch.column(name)))
-        yield _columns(records, batch)
+        yield _columns(records, decoded(batch))
