@@ -8,7 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
-COMMAND = re.compile(r"\bbigmodel (prepare|train|evaluate|deploy|predict|serve|status)\b(?! --help)")
+COMMANDS = "prepare|train|evaluate|deploy|predict|serve|status"
+COMMAND = re.compile(rf"\bbigmodel ({COMMANDS})\b(?! --help)")
 NEEDS_NO_RUN = ("prepare", "status")
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare.columns import check_names
 from bigmodel_cli.prepare.records import Choose, Records
 from bigmodel_cli.prepare.sniff import Looks, delimiter_of, split_quoted
 from bigmodel_cli.prepare.sources import Layout, Source
@@ -47,7 +48,9 @@ def delimited(
         delimiter = delimiter_of(source, layout, shown)
         quoted = len(delimiter) == 1 and (delimiter == "," or source.kind == "csv")
         header = list(layout.header) or _header(source, layout, next(text), delimiter, quoted)
-        records = Records(source, _chosen(source, header, choose), layout)
+        chosen = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
+        check_names(source, header, chosen)
+        records = Records(source, chosen, layout)
         places = [header.index(name) for name in records.names.values()]
         reader: Reader
         if quoted:
@@ -109,16 +112,6 @@ def _header(
         )
     types = source.path and sources.unpacked(source.path.name).lower().endswith(".inter")
     return [name.partition(":")[0] if types else name for name in names]
-
-
-def _chosen(source: Source, header: Sequence[str], choose: Choose) -> dict[str, str]:
-    """The columns to read. Raises DataError for one that is there twice."""
-    found = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
-    for name in found.values():
-        if header.count(name) > 1:
-            raise DataError(f"`{source.name}` has {header.count(name)} columns named `{name}`",
-                            "rename all but one, or name another: --column")  # fmt: skip
-    return found
 
 
 class Lines:

@@ -19,7 +19,7 @@ from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import check_length, opened
 
 BLOCK = 1 << 18  # bytes that are looked at together, so that they stay near the core
-TYPES = {str: "string", bool: "bool", int: "number", float: "number"}
+TYPES = {str: "string", bool: "bool", int: "number", float: "number"}  # a bool is an int
 NULL, NESTED = "null", "nested"
 
 

@@ -147,6 +147,11 @@ def _read(
             yield from pictures.files([source], choose, layout, advance)
         elif source.kind != "labels":  # which are read with their images
             yield from READERS[source.kind](source, choose, layout, ledger, advance)
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"`{source.name}` holds what cannot be read yet: {str(error).splitlines()[0]}",
+            "leave it out with --exclude",
+        ) from None
     except BROKEN as error:
         raise DataError(
             f"`{source.name}` cannot be read to its end: {str(error).splitlines()[0]}",

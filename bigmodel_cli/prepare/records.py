@@ -16,6 +16,7 @@ import pyarrow.parquet
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare import sources
+from bigmodel_cli.prepare.columns import as_texts, check_names, columns_in, decoded, is_text
 from bigmodel_cli.prepare.json_keys import chunks, columns_of
 from bigmodel_cli.prepare.members import field, leaf, schema
 from bigmodel_cli.prepare.sources import Layout, Source
@@ -27,6 +28,7 @@ from bigmodel_cli.worker import ahead
 BLOCK = 1 << 20  # bytes of JSON lines that one core parses at once
 SHOWN_ROWS = 100  # by which a source is looked into
 FILES = 128  # that are read at once
+FEWEST, MOST = 16, 4096  # rows of Parquet that are read at once
 LONGEST_INTEGER = 4000  # digits; Python refuses to read more than 4,300
 ARROW = (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 Choose = Callable[[Mapping[str, str], str], dict[str, str]]
@@ -53,7 +55,7 @@ def _as_text(value: Any, kind: str) -> str | None:
     if value is None or (kind in ("text", "path") and isinstance(value, str)):
         return value
     if kind == "json":
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=str)  # dates of Parquet
     if kind == "value":
         if isinstance(value, bool):
             return str(value).lower()
@@ -228,25 +230,13 @@ def _add_line(
         ledger.drop("malformed", len(raw), where)
 
 
-def _columns_of(columns: Any) -> dict[str, str]:
-    """The columns of an Arrow schema and their types."""
-    found: dict[str, str] = {}
-    for column in columns:
-        found[column.name] = _type(column.type)
-        if pa.types.is_struct(column.type):
-            for inner in column.type:
-                if _is_text(inner.type):
-                    found[f"{column.name}.{inner.name}"] = "nested"
-    return found
-
-
 def parquet(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """Parquet, a few rows at a time, so that long ones do not fill the memory."""
     del ledger
     for records, batch, size in ahead(_batches(source, choose, layout)):
-        yield _columns(records, batch)
+        yield _columns(records, decoded(batch))
         advance(size)
 
 
@@ -263,15 +253,18 @@ def _batches(
     with pyarrow.parquet.ParquetFile(source.path) as file:
         if not file.metadata.num_rows:
             return
-        found = _columns_of(file.schema_arrow)
-        records = Records(source, choose(found, f"`{source.name}`"), layout)
-        average = source.path.stat().st_size / file.metadata.num_rows
-        count = int(min(max(sources.CHUNK / max(average * 4, 1), 16), 65536))
+        chosen = choose(columns_in(file.schema_arrow), f"`{source.name}`")
+        check_names(source, file.schema_arrow.names, chosen)
+        records = Records(source, chosen, layout)
+        names = list(dict.fromkeys(chosen.values()))
+        first = decoded(next(file.iter_batches(FEWEST, columns=names)))
+        mean = max(first.nbytes // FEWEST, 1)  # in the file, a text that comes again takes no room
+        count = min(max(sources.CHUNK // mean, FEWEST), MOST)
         if "file" in records.kinds:  # whose bytes may be elsewhere
             count = min(count, FILES)
-        names = list(dict.fromkeys(records.names.values()))
+        average = source.path.stat().st_size / file.metadata.num_rows
         for batch in file.iter_batches(count, columns=names):
-            yield records, batch, int(batch.num_rows * average)
+            yield records, decoded(batch), int(batch.num_rows * average)
 
 
 def _columns(records: Records, batch: Any) -> Rows:
@@ -281,13 +274,13 @@ def _columns(records: Records, batch: Any) -> Rows:
         column = field(batch, name)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
-        if kind == "path" and not _is_text(column.type):
+        if kind == "path" and not is_text(column.type):
             paths = [records.value(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(paths, pa.large_string()))
         elif kind == "file":
             files = [records.value(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(files, pa.large_binary()))
-        elif kind == "json" and not _is_text(column.type):
+        elif kind == "json" and not is_text(column.type):
             texts = [_as_text(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(texts, pa.large_string()))
         elif pa.types.is_nested(column.type):
@@ -296,37 +289,20 @@ def _columns(records: Records, batch: Any) -> Rows:
                 "name another column: --column",
             )
         else:
-            columns.append(column.cast(pa.large_string()))
+            columns.append(as_texts(column, name, records.source))
     return records.rows(columns, functools.partial(int.__add__, records.first + 1))
-
-
-def _type(kind: Any) -> str:
-    if _is_text(kind):
-        return "string"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return "number"
-    return "bool" if pa.types.is_boolean(kind) else "null" if pa.types.is_null(kind) else "other"
-
-
-def _is_text(kind: Any) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_dictionary(kind)
-    )
 
 
 def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
     """A hub data set's rows, through datasets; hf:NAME[:SPLIT]. Classes go by their names."""
     data = sources.load_hub(source.hub)
-    found = _columns_of(data.features.arrow_schema)
+    found = columns_in(data.features.arrow_schema)
     records = Records(source, choose(found, f"`{source.name}`"), layout)
-    whole = (n if n in data.features else n.rpartition(".")[0] for n in records.names.values())
-    names = list(dict.fromkeys(whole))
+    outer = (n if n in data.features else n.rpartition(".")[0] for n in records.names.values())
+    names = list(dict.fromkeys(outer))
     classes = {n: pa.array(k.names) for n, k in data.features.items() if hasattr(k, "names")}
     for batch in data.select_columns(names).with_format("arrow").iter(512):
         for name in set(names) & set(classes):
             place = batch.schema.get_field_index(name)
             batch = batch.set_column(place, name, classes[name].take(batch.column(name)))
-        yield _columns(records, batch)
+        yield _columns(records, decoded(batch))

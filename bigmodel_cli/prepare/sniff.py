@@ -66,11 +66,15 @@ def _is_name(text: str) -> bool:
 
 
 class Looks:
-    """What rows look like, by those of the first lines that have no quotes."""
+    """What rows look like, by the first lines: as quotes tell, or, where one that is not closed
+    spoils that, as each line by itself does."""
 
     def __init__(self, shown: Sequence[str], delimiter: str, columns: int) -> None:
         self.delimiter, self.columns = delimiter, columns
-        rows = [row for line in shown[1:] if '"' not in line and (row := self._row(line))]
+        every = list(csv.reader(shown[1:], delimiter=delimiter))
+        rows = [row for row in every if len(row) == columns]
+        if len(rows) < max(FEW, SHARE * len(every)):
+            rows = [row for line in shown[1:] if '"' not in line and (row := self._row(line))]
         self.known: dict[int, set[str] | None] = {}  # by place: all values, or None for numbers
         for place, values in enumerate(zip(*rows) if len(rows) >= FEW else ()):
             if all(map(NUMBER.fullmatch, values)):
