@@ -58,8 +58,8 @@ class Malformed(Exception):  # noqa: N818 (never seen by a person as it is)
 
 
 def columns(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """The columns of a form that is known, by their names in it, after those that the user chose;
-    only the latter where no form is known."""
+    """The columns to read, by the names that `messages` knows: those that the user chose, and by
+    their usual names the others of the same form. See `complete`."""
     chosen = dict(wanted)
 
     def add(part: str, names: Sequence[str]) -> bool:
@@ -69,28 +69,31 @@ def columns(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, st
             chosen[part] = name
         return part in chosen
 
-    asked, replied = {"prompt", "instruction"} & {*wanted}, {"response", "output"} & {*wanted}
-    known = not (asked or replied) and add("messages", MESSAGES)
+    asked, replied = _sides(wanted)
     parts = BESIDE
-    if not known:
-        names = [name for name in PROMPTS if name in found]
-        answers = [name for name in REPLIES if name in found]
-        known = bool((asked or names) and (replied or answers))
-        if known:
-            known = (bool(asked) or add("prompt", names)) and (
-                bool(replied) or add("response", answers)
-            )
+    if asked or replied or not add("messages", MESSAGES):
         parts = BESIDE | BEFORE
-    if known:
-        for part, others in parts.items():
-            add(part, others)
+        if not asked:
+            add("prompt", PROMPTS)
+        if not replied:
+            add("response", REPLIES)
+    if complete(chosen):
+        for part, names in parts.items():
+            add(part, names)
     return chosen
 
 
 def complete(chosen: Mapping[str, str]) -> bool:
     """Whether columns make a dialogue."""
-    asked, replied = {"prompt", "instruction"} & {*chosen}, {"response", "output"} & {*chosen}
-    return "messages" in chosen or bool(asked and replied)
+    return "messages" in chosen or all(_sides(chosen))
+
+
+def _sides(chosen: Mapping[str, str]) -> tuple[bool, bool]:
+    """Whether columns hold what was asked, and what was replied."""
+    return (
+        not {"prompt", "instruction"}.isdisjoint(chosen),
+        not {"response", "output"}.isdisjoint(chosen),
+    )
 
 
 def messages(row: Mapping[str, str | None]) -> tuple[list[Message] | None, str]:
@@ -235,7 +238,7 @@ def _is_learned(given: Mapping[str, Any]) -> bool:
         if value is None:
             continue
         if not isinstance(value, str | int | float) or value not in NO + YES:
-            raise Malformed(f"has `{name}`, which must be 0 or 1")
+            raise Malformed(f"has `{name}`, which must be 0 or 1", "unclear_mark")
         if value in off:
             return False
     return True

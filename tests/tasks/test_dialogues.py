@@ -173,7 +173,7 @@ def test_a_dialogue_of_which_nothing_is_learned_is_counted_and_so_is_an_odd_mark
     source = rows(tmp_path, [{"messages": talk} for talk in lines])
     made = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest
     dropped = {reason: entry["rows"] for reason, entry in made["ledger"]["dropped"].items()}
-    assert dropped == {"not_learned": 1, "malformed": 1}
+    assert dropped == {"not_learned": 1, "unclear_mark": 1}
 
 
 @pytest.mark.parametrize(
