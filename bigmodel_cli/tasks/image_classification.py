@@ -98,6 +98,7 @@ class ImageClassification(Classification):
         self._form, self.mean, self.deviation = form, list(mean), list(deviation)
         self._faded = 0  # coloured pictures that became grey unasked
         self._deep = 0  # pictures of more than 8 bits a value
+        self._halved = 0  # pictures of 16 bits of which 8 are read
         self._clipped = 0  # those of them that are brighter than any of training
 
     @property
@@ -151,6 +152,7 @@ class ImageClassification(Classification):
             Form,
             NoPictureError,
             array,
+            halved,
             is_grey,
             opened,
             usual_form,
@@ -170,6 +172,7 @@ class ImageClassification(Classification):
             ledger.came_in(1, size)
             try:
                 picture = opened(b"" if data is None else data.to_pybytes())
+                self._halved += halved(picture)
                 coloured = fades and picture.mode[0] not in "1LIF"
                 if coloured:
                     in_colour = array(picture, dataclasses.replace(form, channels=3))
@@ -259,6 +262,10 @@ class ImageClassification(Classification):
 
     def remarks(self) -> list[str]:
         remarks = self.label_remarks()
+        if self._halved:
+            remarks.append(f"of {self._halved:,} pictures in colour or with transparency, of 16 "
+                           "bits a value, the upper 8 bits are read: those that use only the lower "
+                           "ones become dark; save them with 8 bits, or as grey")  # fmt: skip
         if self._clipped:
             remarks.append(f"{self._clipped:,} pictures of more than 8 bits are brighter than any "
                            "of the train split: what is above its white was cut")  # fmt: skip

@@ -89,6 +89,13 @@ def weight(picture: Image.Image, size: int = MOST_SIDE) -> int:
     return pixels * (4 if picture.mode[0] in "IF" or len(picture.getbands()) > 1 else 1)
 
 
+def halved(picture: Image.Image) -> bool:
+    """Whether an opened image has 16 bits a value of which Pillow reads the upper 8 alone: one in
+    colour, or with transparency."""
+    tiles: list[Any] = getattr(picture, "tile", [])
+    return picture.mode[0] != "I" and any(";16" in str(tile[3]) for tile in tiles)
+
+
 def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
     """An opened picture as (C, S, S): its first frame, turned as its camera says, on white where
     nothing covers it; the shorter side gets the size, and the middle is kept.
