@@ -7,6 +7,7 @@ S the side of a picture, T positions.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -96,10 +97,8 @@ class ImageClassification(Classification):
         super().__init__(options)
         self.labels = list(labels)
         self._form, self.mean, self.deviation = form, list(mean), list(deviation)
-        self._faded = 0  # coloured pictures that became grey unasked
-        self._deep = 0  # pictures of more than 8 bits a value
-        self._halved = 0  # pictures of 16 bits of which 8 are read
-        self._clipped = 0  # those of them that are brighter than any of training
+        # pictures of more than 8 bits a value (`deep`), and those of which a person should know
+        self._found: Counter[str] = Counter()
 
     @property
     def form(self) -> Form:
@@ -172,14 +171,14 @@ class ImageClassification(Classification):
             ledger.came_in(1, size)
             try:
                 picture = opened(b"" if data is None else data.to_pybytes())
-                self._halved += halved(picture)
+                self._found["halved"] += halved(picture)
                 coloured = fades and picture.mode[0] not in "1LIF"
                 if coloured:
                     in_colour = array(picture, dataclasses.replace(form, channels=3))
-                    self._faded += not is_grey(in_colour)
+                    self._found["faded"] += not is_grey(in_colour)
                     picture = opened(data.to_pybytes())
                 found = values(picture, form)
-                self._deep += found.dtype != np.uint8
+                self._found["deep"] += found.dtype != np.uint8
                 pixels.append(found.tobytes())
             except NoPictureError as error:
                 ledger.drop(str(error), size, rows.where(first + index))
@@ -204,7 +203,7 @@ class ImageClassification(Classification):
 
         del wait
         classes = self.fit_labels(sample, size)
-        said = self._fit_white(sample, size) if self._deep else ""
+        said = self._fit_white(sample, size) if self._found["deep"] else ""
         C, S = self.form.channels, self.form.size
         count, sums, squares = 0, np.zeros(C), np.zeros(C)
         for part in sample(SAMPLE_BYTES):
@@ -225,8 +224,9 @@ class ImageClassification(Classification):
         found = (deep(image, self.form) for image in images)
         top = max((float(each.max()) for each in found if each is not None), default=65535.0)
         self._form = dataclasses.replace(self.form, white=white_of(top))
-        return (f"; {self._deep:,} have more than 8 bits a value, of which the largest in training "
-                f"is {top:,.6g}: {self.form.white:,.6g} is white")  # fmt: skip
+        count = self._found["deep"]
+        return (f"; {count:,} have more than 8 bits a value, of which the largest in training is "
+                f"{top:,.6g}: {self.form.white:,.6g} is white")  # fmt: skip
 
     def _pixels(self, column: pa.Array) -> NDArray[np.uint8]:
         """Pixels (n, C, S, S) of a column of them."""
@@ -236,7 +236,7 @@ class ImageClassification(Classification):
 
         C, S = self.form.channels, self.form.size
         images = column.to_pylist()
-        if self._deep:
+        if self._found["deep"]:
             for place, image in enumerate(images):
                 if (found := deep(image, self.form)) is not None:
                     images[place] = scaled(found, self.form).tobytes()
@@ -250,10 +250,12 @@ class ImageClassification(Classification):
         from bigmodel_cli.tasks.pixels import deep
 
         pixels = self._pixels(units.column("pixels"))
-        if self._deep:
+        if self._found["deep"]:
             found = (deep(image, self.form) for image in units.column("pixels").to_pylist())
             white = self.form.white or 0
-            self._clipped += sum(each is not None and each.max() > white + 0.5 for each in found)
+            self._found["clipped"] += sum(
+                each is not None and each.max() > white + 0.5 for each in found
+            )
         lengths = np.full(len(pixels), pixels[:1].size)
         return Columns(
             len(pixels), {"pixels": pixels.reshape(-1), "label": self.codes(units.column("label"))},
@@ -261,18 +263,10 @@ class ImageClassification(Classification):
         )  # fmt: skip
 
     def remarks(self) -> list[str]:
-        remarks = self.label_remarks()
-        if self._halved:
-            remarks.append(f"of {self._halved:,} pictures in colour or with transparency, of 16 "
-                           "bits a value, the upper 8 bits are read: those that use only the lower "
-                           "ones become dark; save them with 8 bits, or as grey")  # fmt: skip
-        if self._clipped:
-            remarks.append(f"{self._clipped:,} pictures of more than 8 bits are brighter than any "
-                           "of the train split: what is above its white was cut")  # fmt: skip
-        if self._faded:
-            remarks.append(f"the first pictures were grey, so that {self._faded:,} coloured ones "
-                           "became grey, too; --color rgb keeps colours")  # fmt: skip
-        return remarks
+        from bigmodel_cli.tasks.pixels import REMARKS
+
+        said = [text.format(self._found[why]) for why, text in REMARKS.items() if self._found[why]]
+        return [*self.label_remarks(), *said]
 
     def save(self, folder: Path) -> None:
         self.save_labels(folder)

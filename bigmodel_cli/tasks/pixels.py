@@ -38,6 +38,17 @@ USUAL = 64  # pixels a side: pictures of one size up to that stay as they are, o
 LOOKED_AT = 512  # pictures by which size and colour are chosen
 RATIO = 3.0  # of its sides, at most
 
+# what a person should know of so many pictures
+REMARKS = {
+    "faded": "the first pictures were grey, so that {:,} coloured ones became grey, too; --color "
+    "rgb keeps colours",
+    "halved": "of {:,} pictures in colour or with transparency, of 16 bits a value, the upper 8 "
+    "bits are read: those that use only the lower ones become dark; save them with 8 bits, or as "
+    "grey",
+    "clipped": "{:,} pictures of more than 8 bits are brighter than any of the train split: what "
+    "is above its white was cut",
+}
+
 # what warns here is refused by its size below
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
