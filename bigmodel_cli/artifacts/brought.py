@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigmodel_cli.artifacts.manifest import sha256
 from bigmodel_cli.artifacts.tokenizer import FILE, SPECIALS, Tokenizer, finish, shorten
 from bigmodel_cli.errors import UsageError
@@ -152,10 +154,13 @@ def loss(tokenizer: Tokenizer, texts: Iterable[str]) -> Loss | None:
     size = lost = changed = 0
     examples: dict[str, str] = {}
     unknown = None if tokenizer.unknown is None else tokenizer.inner.id_to_token(tokenizer.unknown)
-    for text in texts:
-        counts["texts"] += 1
+    texts = list(texts)
+    counts["texts"] = len(texts)
+    ids, numbers = tokenizer.encode_batch(texts)
+    parts = np.split(ids, np.cumsum(numbers)[:-1])
+    for text, part in zip(texts, parts):
         size += len(text.encode())
-        back = tokenizer.decode(tokenizer.encode(text))
+        back = tokenizer.decode(part.tolist())
         if back == text:
             continue
         plain = back.replace(unknown, "") if unknown and unknown not in text else back

@@ -36,6 +36,7 @@ LONGEST_LABEL = 256  # bytes; what is longer is no label
 BINS = 15  # of confidence, for the calibration error
 SHOWN_CLASSES = 20  # of which a confusion matrix is shown whole; of more, the most frequent ones
 SHOWN_NAMES, SHOWN_REMARKS = 8, 5  # labels, and warnings of labels that are nearly alike
+UNSEEN = ("Cc", "Cf")  # categories of characters that nobody sees
 ROWS = 64  # scored at a time
 JUDGED = 1 << 22  # statistics of a baseline's answers at a time
 
@@ -64,6 +65,7 @@ class Classification(Task):
         self.labels: list[str] = []
         self.label_column = "label"  # what the source calls it
         self.untrained: list[str] = []  # labels that no training row has
+        self._trimmed = 0  # rows whose label had spaces around it
         self._counts: dict[str, int] = {}  # of rows with each label, while they are read
         self._weights: Tensor | None = None
 
@@ -78,7 +80,9 @@ class Classification(Task):
         from bigmodel_cli.tasks import Units
         from bigmodel_cli.tasks.clean import as_array, as_column, trimmed
 
-        labels = trimmed(pc.fill_null(units.table.column("label"), ""))
+        given = pc.fill_null(units.table.column("label"), "")
+        labels = trimmed(given)
+        self._trimmed += int(as_array(pc.not_equal(labels, given)).sum())
         none = as_array(pc.equal(pc.binary_length(labels), 0))
         long = as_array(pc.greater(pc.binary_length(labels), LONGEST_LABEL))
         for reason, which in (("no_label", none), ("long_label", long)):
@@ -144,15 +148,18 @@ class Classification(Task):
         alike: dict[str, list[str]] = {}
         for name in self.labels:
             plain = unicodedata.normalize("NFKC", name).casefold()
-            alike.setdefault("".join(plain.split()), []).append(name)
+            seen = (c for c in plain if not c.isspace() and unicodedata.category(c) not in UNSEEN)
+            alike.setdefault("".join(seen), []).append(name)
         remarks = [
-            f"the labels {_named(names)} differ only in case, spaces or the width of characters, "
-            "but are different classes"
+            f"the labels {_named(names)} differ only in case, spaces, unseen characters or the "
+            "width of characters, but are different classes"
             for names in alike.values() if len(names) > 1
         ]  # fmt: skip
         if len(remarks) > SHOWN_REMARKS:
             more = len(remarks) - SHOWN_REMARKS
             remarks[SHOWN_REMARKS:] = [f"and {more:,} more groups of labels that are nearly alike"]
+        if self._trimmed:
+            remarks.append(f"spaces around the labels of {self._trimmed:,} rows were cut off")
         if self.untrained:
             remarks.append(
                 f"no training row has the labels {_named(self.untrained)}: a model never answers "

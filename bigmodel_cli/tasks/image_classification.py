@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -96,9 +97,8 @@ class ImageClassification(Classification):
         super().__init__(options)
         self.labels = list(labels)
         self._form, self.mean, self.deviation = form, list(mean), list(deviation)
-        self._faded = 0  # coloured pictures that became grey unasked
-        self._deep = 0  # pictures of more than 8 bits a value
-        self._clipped = 0  # those of them that are brighter than any of training
+        # pictures of more than 8 bits a value (`deep`), and those of which a person should know
+        self._found: Counter[str] = Counter()
 
     @property
     def form(self) -> Form:
@@ -152,6 +152,7 @@ class ImageClassification(Classification):
             Form,
             NoPictureError,
             array,
+            halved,
             is_grey,
             opened,
             usual_form,
@@ -171,13 +172,14 @@ class ImageClassification(Classification):
             ledger.came_in(1, size)
             try:
                 picture = opened(b"" if data is None else data.to_pybytes())
+                self._found["halved"] += halved(picture)
                 coloured = fades and picture.mode[0] not in "1LIF"
                 if coloured:
                     in_colour = array(picture, dataclasses.replace(form, channels=3))
-                    self._faded += not is_grey(in_colour)
+                    self._found["faded"] += not is_grey(in_colour)
                     picture = opened(data.to_pybytes())
                 found = values(picture, form)
-                self._deep += found.dtype != np.uint8
+                self._found["deep"] += found.dtype != np.uint8
                 pixels.append(found.tobytes())
             except NoPictureError as error:
                 ledger.drop(str(error), size, rows.where(first + index))
@@ -202,7 +204,7 @@ class ImageClassification(Classification):
 
         del wait
         classes = self.fit_labels(sample, size)
-        said = self._fit_white(sample, size) if self._deep else ""
+        said = self._fit_white(sample, size) if self._found["deep"] else ""
         C, S = self.form.channels, self.form.size
         count, sums, squares = 0, np.zeros(C), np.zeros(C)
         for part in sample(SAMPLE_BYTES):
@@ -223,8 +225,9 @@ class ImageClassification(Classification):
         found = (deep(image, self.form) for image in images)
         top = max((float(each.max()) for each in found if each is not None), default=65535.0)
         self._form = dataclasses.replace(self.form, white=white_of(top))
-        return (f"; {self._deep:,} have more than 8 bits a value, of which the largest in training "
-                f"is {top:,.6g}: {self.form.white:,.6g} is white")  # fmt: skip
+        count = self._found["deep"]
+        return (f"; {count:,} have more than 8 bits a value, of which the largest in training is "
+                f"{top:,.6g}: {self.form.white:,.6g} is white")  # fmt: skip
 
     def _pixels(self, column: pa.Array) -> NDArray[np.uint8]:
         """Pixels (n, C, S, S) of a column of them."""
@@ -234,7 +237,7 @@ class ImageClassification(Classification):
 
         C, S = self.form.channels, self.form.size
         images = column.to_pylist()
-        if self._deep:
+        if self._found["deep"]:
             for place, image in enumerate(images):
                 if (found := deep(image, self.form)) is not None:
                     images[place] = scaled(found, self.form).tobytes()
@@ -248,10 +251,12 @@ class ImageClassification(Classification):
         from bigmodel_cli.tasks.pixels import deep
 
         pixels = self._pixels(units.column("pixels"))
-        if self._deep:
+        if self._found["deep"]:
             found = (deep(image, self.form) for image in units.column("pixels").to_pylist())
             white = self.form.white or 0
-            self._clipped += sum(each is not None and each.max() > white + 0.5 for each in found)
+            self._found["clipped"] += sum(
+                each is not None and each.max() > white + 0.5 for each in found
+            )
         lengths = np.full(len(pixels), pixels[:1].size)
         return Columns(
             len(pixels), {"pixels": pixels.reshape(-1), "label": self.codes(units.column("label"))},
@@ -259,14 +264,10 @@ class ImageClassification(Classification):
         )  # fmt: skip
 
     def remarks(self) -> list[str]:
-        remarks = self.label_remarks()
-        if self._clipped:
-            remarks.append(f"{self._clipped:,} pictures of more than 8 bits are brighter than any "
-                           "of the train split: what is above its white was cut")  # fmt: skip
-        if self._faded:
-            remarks.append(f"the first pictures were grey, so that {self._faded:,} coloured ones "
-                           "became grey, too; --color rgb keeps colours")  # fmt: skip
-        return remarks
+        from bigmodel_cli.tasks.pixels import REMARKS
+
+        said = [text.format(self._found[why]) for why, text in REMARKS.items() if self._found[why]]
+        return [*self.label_remarks(), *said]
 
     def save(self, folder: Path) -> None:
         self.save_labels(folder)

@@ -298,7 +298,10 @@ class Language(TextTask):
     def samples(
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
+        import re
+
         from bigmodel_cli.tasks.packing import SAMPLES, Sequences, generator
+        from bigmodel_cli.tasks.scripts import WORDS
 
         sequences = Sequences.of(split)
         chosen = generator(SAMPLES, seed).permutation(len(sequences))[:count]
@@ -312,9 +315,10 @@ class Language(TextTask):
             document = {"prompt": start, "max_tokens": 96, "temperature": 0.8, "top_p": 0.95,
                         "seed": seed}  # fmt: skip
             if self.masked:
-                words = self.tokenizer.decode(text[: self.options.context // 2]).split(" ")
-                words[len(words) // 2] = "<|mask|>"
-                document["prompt"] = start = " ".join(words)
+                shown = self.tokenizer.decode(text[: self.options.context // 2])
+                words = [match.span() for match in re.finditer(WORDS, shown)] or [(0, len(shown))]
+                first, last = words[len(words) // 2]
+                document["prompt"] = start = f"{shown[:first]}<|mask|>{shown[last:]}"
             try:
                 request = self.request(document)
                 outputs = [last for *_, last in self.answer(model, [request]) if last]

@@ -25,6 +25,7 @@ from bigmodel_cli.errors import DataError
 
 MOST_BYTES = 64 << 20  # of one encoded picture
 MOST_PIXELS = 64_000_000  # of one picture: more fills the memory before anything is known of it
+MOST_SIDE = 1 << 16  # of a square that an image may become
 MOST_MEMORY = 512 << 20  # bytes that decoding one may take
 # only these are tried: others call programs (EPS), or read what no one has looked at for long
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
@@ -36,6 +37,17 @@ ERASED = (0.02, 0.25)  # share of the picture that an erased rectangle has
 USUAL = 64  # pixels a side: pictures of one size up to that stay as they are, others become so
 LOOKED_AT = 512  # pictures by which size and colour are chosen
 RATIO = 3.0  # of its sides, at most
+
+# what a person should know of so many pictures
+REMARKS = {
+    "faded": "the first pictures were grey, so that {:,} coloured ones became grey, too; --color "
+    "rgb keeps colours",
+    "halved": "of {:,} pictures in colour or with transparency, of 16 bits a value, the upper 8 "
+    "bits are read: those that use only the lower ones become dark; save them with 8 bits, or as "
+    "grey",
+    "clipped": "{:,} pictures of more than 8 bits are brighter than any of the train split: what "
+    "is above its white was cut",
+}
 
 # what warns here is refused by its size below
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -73,16 +85,26 @@ def opened(data: bytes) -> Image.Image:
     return picture
 
 
-def weight(picture: Image.Image) -> int:
-    """About how many bytes of memory an opened image takes when it is decoded: only its head is
-    read. A JPEG is decoded at a fraction of its size, unless it comes in several scans; for WebP
-    and AVIF their libraries hold several copies."""
+def weight(picture: Image.Image, size: int = MOST_SIDE) -> int:
+    """About how many bytes of memory an opened image takes when it becomes one of `size` pixels a
+    side: only its head is read. A JPEG is decoded at a fraction of its own size, unless it comes
+    in several scans; for WebP and AVIF their libraries hold several copies."""
     pixels = picture.width * picture.height
     if picture.format == "JPEG" and not picture.info.get("progressive"):
-        return pixels // 4
+        scale = 1
+        while min(picture.size) > 4 * size and scale < 8 and 4 * size * scale <= min(picture.size):
+            scale *= 2
+        return 4 * pixels // scale**2
     if picture.format in ("WEBP", "AVIF"):
         return 16 * pixels
     return pixels * (4 if picture.mode[0] in "IF" or len(picture.getbands()) > 1 else 1)
+
+
+def halved(picture: Image.Image) -> bool:
+    """Whether an opened image has 16 bits a value of which Pillow reads the upper 8 alone: one in
+    colour, or with transparency."""
+    tiles: list[Any] = getattr(picture, "tile", [])
+    return picture.mode[0] != "I" and any(";16" in str(tile[3]) for tile in tiles)
 
 
 def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,25 @@ def test_deep_images_beside_others_and_brighter_ones_are_counted(tmp_path: Path)
     assert "1,023 is white" in events.notes
     assert "16 pictures of more than 8 bits are brighter than any of the train" in events.notes
     assert shards(tmp_path / "w", "test").max() == 255
+
+
+def test_colours_of_sixteen_bits_are_said_to_be_read_by_half(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    folder(tmp_path / "in", 255, "png", np.uint8)
+    for place, (kind, bands) in enumerate({2: 3, 6: 4, 4: 2}.items()):
+        rows = np.full((16, 1 + 16 * 2 * bands), 200 + place, np.uint8)
+        rows[:, 0] = 0  # no filter
+        head = struct.pack(">IIBBBBB", 16, 16, 16, kind, 0, 0, 0)
+        parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows.tobytes()))
+        whole = b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+        (tmp_path / "in" / "亮" / f"rgb{place}.png").write_bytes(whole)
+    events = Events()
+    prepare(tmp_path / "w", tmp_path / "in", val="0.2", test="0.2", told=events.context())
+    assert "of 3 pictures in colour or with transparency, of 16 bits a value, the upper 8 bits" \
+        in events.notes  # fmt: skip
 
 
 def test_the_chain_answers_as_it_was_evaluated(empty: Cli) -> None:

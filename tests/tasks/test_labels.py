@@ -60,14 +60,26 @@ def test_one_class_in_training_is_refused(empty: Cli) -> None:
 
 
 def test_labels_that_are_nearly_alike_are_a_warning(empty: Cli) -> None:
-    names = ["Spam", "spam", "ＳＰＡＭ", "not spam", "not  spam", "正面", " 正面 "]
+    names = [
+        "Spam",
+        "spam",
+        "ＳＰＡＭ",
+        "not spam",
+        "not  spam",
+        "正面",
+        " 正面 ",
+        "a\u200bb",
+        "ab",
+    ]
     rows = [(f"text {i} {j}", name) for j, name in enumerate(names) for i in range(10)]
     write(empty.cwd, [*rows, ("alone", "once")])
     said = empty.works(*PREPARE).err
-    assert "`Spam`, `spam`, `ＳＰＡＭ` differ only in case, spaces or the width" in said
+    assert "`Spam`, `spam`, `ＳＰＡＭ` differ only in case, spaces, unseen characters or" in said
+    assert "`ab`, `a" in said
+    assert "spaces around the labels of 10 rows were cut off" in said
     assert "`not  spam`, `not spam` differ only" in said
     assert "`正面`" not in said  # outer spaces are cut off
-    assert "7 classes, 1 of them with a single row, which is not held out" in said
+    assert "9 classes, 1 of them with a single row, which is not held out" in said
 
 
 @pytest.mark.parametrize("plain", [True, False])

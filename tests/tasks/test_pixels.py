@@ -128,7 +128,7 @@ pixels.array(pixels.opened(data), pixels.Form(3, 64))
 open("/proc/self/clear_refs", "w").write("5")
 peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 before, picture = peak(), pixels.opened(data)
-print(pixels.weight(picture) >> 10)
+print(pixels.weight(picture, 64) >> 10)
 pixels.array(picture, pixels.Form(3, 64))
 print(peak() - before)
 """
@@ -149,6 +149,17 @@ def test_decoding_takes_the_memory_of_the_pixels_once(tmp_path: Path, mode: str)
                           capture_output=True, text=True)  # fmt: skip
     said, peak = map(int, done.stdout.split())
     assert peak <= said + (24 << 10)
+
+
+def test_the_head_says_how_much_memory_an_image_takes() -> None:
+    image = Image.new("RGB", (1000, 2000))
+    found = {
+        kind: pixels.weight(opened(saved(image, kind)), 64) for kind in ("PNG", "JPEG", "WEBP")
+    }
+    assert found == {"PNG": 8_000_000, "JPEG": 8_000_000 // 16, "WEBP": 32_000_000}
+    assert pixels.weight(opened(saved(image, "JPEG")), 300) == 8_000_000
+    assert pixels.weight(opened(saved(image, "JPEG", progressive=True)), 64) == 8_000_000
+    assert pixels.weight(opened(saved(image.convert("L"), "PNG")), 64) == 2_000_000
 
 
 def test_images_that_would_take_too_much_memory_are_refused(
