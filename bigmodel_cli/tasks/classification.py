@@ -71,9 +71,9 @@ class Classification(Task):
         import pyarrow.compute as pc
 
         from bigmodel_cli.tasks import Units
-        from bigmodel_cli.tasks.clean import as_array, as_column, trimmed
+        from bigmodel_cli.tasks.clean import as_array, as_column
 
-        labels = trimmed(pc.fill_null(units.table.column("label"), ""))
+        labels = pc.utf8_trim_whitespace(pc.fill_null(units.table.column("label"), ""))
         none = as_array(pc.equal(pc.binary_length(labels), 0))
         long = as_array(pc.greater(pc.binary_length(labels), LONGEST_LABEL))
         for reason, which in (("no_label", none), ("long_label", long)):
