@@ -7,7 +7,7 @@ change ours, is refused: an answer that looks right would be wrong.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bigmodel_cli.errors import DataError
@@ -89,18 +89,22 @@ def checked(
             meant[name] = near
         else:
             ignored.append(name)
-    if refused or meant:
-        message = [f"{_listed(refused)} unsupported here"] if refused else []
-        message += [f"{_listed(meant)} unknown"] if meant else []
-        hints = [f"did you mean `{near}`, not `{name:.60}`?" for name, near in meant.items()]
-        hints += ["leave out what is unsupported: it would be ignored"] if refused else []
-        raise DataError("; ".join(message), " ".join(hints))
+    said = []
+    if meant:
+        said.append(f"{_listed(meant)} unknown; did you mean {_quoted(meant.values())}?")
+    if refused:
+        said.append(f"{_listed(refused)} unsupported here, and would be ignored")
+    if said:
+        raise DataError("; ".join(said), "correct the names, or leave them out")
     return kept, ignored
 
 
-def _listed(names: Iterable[str]) -> str:
-    shown = [f"`{name if len(name) <= 60 else name[:57] + '…'}`" for name in names]
-    return ", ".join(shown) + (" is" if len(shown) == 1 else " are")
+def _quoted(names: Collection[str]) -> str:
+    return ", ".join(f"`{name if len(name) <= 60 else name[:57] + '…'}`" for name in names)
+
+
+def _listed(names: Collection[str]) -> str:
+    return _quoted(names) + (" is" if len(names) == 1 else " are")
 
 
 @functools.lru_cache(1024)  # lines tend to have the same names

@@ -1286,6 +1286,8 @@ BAD_LINES: list[tuple[bytes, str]] = [
     *((b'{"prompt": "a", "stop": %s}' % value, "`stop`")
       for value in (b'""', b"5", b'[""]', b'["a", 5]', b'{"a": 1}',
                     json.dumps(["a"] * 17).encode(), json.dumps("a" * 2000).encode())),
+    (b'{"prompt": "' + b"very long " * 2000 + b'"}', "20,001 tokens"),
+    (b'{"prompt": "\\u0000"}', "blank"),
 ]  # fmt: skip
 
 
@@ -1371,7 +1373,6 @@ def test_lines_that_are_merely_odd_are_answered(cli: Cli) -> None:
     lines = [
         b'\xef\xbb\xbf{"prompt": ""}\r',
         b'{"prompt": "<|endoftext|> and <|pad|>"}',
-        b'{"prompt": "' + b"very long " * 2000 + b'"}',
         b'{"prompt": "a\\u0000b"}',
         b'{"prompt": "a", "max_tokens": null, "temperature": null, "stop": null}',
         b'{"prompt": "a", "unknown": [1]}',

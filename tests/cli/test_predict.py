@@ -16,8 +16,8 @@ def lines(*documents: Any) -> bytes:
 
 def test_lines_that_cannot_be_answered_as_they_say(cli: Cli) -> None:
     bad: dict[str, dict[str, Any]] = {
-        "did you mean `temperature`, not `temprature`?": {"temprature": 0.5},
-        "did you mean `max_tokens`, not `max_token`?": {"max_token": 5},
+        "`temprature` is unknown; did you mean `temperature`?": {"temprature": 0.5},
+        "did you mean `max_tokens`?": {"max_token": 5},
         "`min_p` is unsupported": {"min_p": 0.1},
         "`frequency_penalty`, `logit_bias` are unsupported":
             {"frequency_penalty": 1, "logit_bias": {"5": 1}},
