@@ -67,9 +67,10 @@ class Scorer:
             found, answered = [], 0
             for part in self.task.answers(model, self.split.take(units)):
                 found.append(Predictions(units[part.units], part.statistics, part.counts))
-                answered += len(part.units)
-                self._show(ANSWER, begin + answered)
+                answered += len(np.unique(part.units))
+                self._show(ANSWER, begin + min(answered, len(units)))
             self._add(ANSWER, found)
+            self._show(ANSWER, begin + len(units))
 
     def _baselines(self, train: Split) -> None:
         if self.partial.done.get(BASELINES):
