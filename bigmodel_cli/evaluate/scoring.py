@@ -70,6 +70,7 @@ class Scorer:
                 seen[part.units] = True
                 self._show(ANSWER, begin + int(seen.sum()))
             self._add(ANSWER, found)
+            self._show(ANSWER, begin + len(units))
 
     def _baselines(self, train: Split) -> None:
         if self.partial.done.get(BASELINES):
