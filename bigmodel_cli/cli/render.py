@@ -151,7 +151,7 @@ def here(text: str) -> str:
     unless that names its own."""
 
     def placed(found: re.Match[str]) -> str:
-        words, rest = found.group(0), text[found.end() :].partition(";")[0]
+        words, rest = found.group(0), re.split("[;,]", text[found.end() :])[0]
         for flag, short, value in _place:
             if flag in rest or short in rest.split() or (flag, found.group(1)) == RUNLESS:
                 continue
