@@ -22,7 +22,7 @@ def command(place: Run, known: Mapping[str, Any], length: Mapping[str, Any] | No
     config.json. length: by key, else that of the run."""
     options, task = known["options"], task_class(known["task"])
     length = {name: options.get(name) for name in LENGTHS} if length is None else length
-    words = ["bigmodel", "train", "--from", place.name, "--run", _free(place)]
+    words = ["bigmodel", "train", "--from", place.name, "--run", free(place)]
     for key in (*keys(TrainConfig), *keys(task.Options, "train")):
         usual = task.defaults.get(key.name, key.default)
         value = length.get(key.name) if key.name in LENGTHS else options.get(key.name, usual)
@@ -45,7 +45,7 @@ def remaining(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
     return {name: more} if more > 0 else None
 
 
-def _free(place: Run) -> str:
+def free(place: Run) -> str:
     """A name that no run has."""
     base = "longer" if place.name == "default" else f"{place.name[:80]}-longer"
     names = (f"{base}-{number}" if number > 1 else base for number in range(1, 1 << 30))

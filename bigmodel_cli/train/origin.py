@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
     if theirs.signature != task.signature:
         raise UsageError(
             f"`{origin.name}` reads other {task.measure} than these data have",
-            f"prepare them with its own: bigmodel prepare … --tokenizer {origin.codec}"
+            "prepare them with its own: bigmodel prepare SOURCE --tokenizer "
+            + shlex.quote(str(origin.codec))
             if isinstance(task, TextTask) else "begin from another, or from nothing",
         )  # fmt: skip
     shape = task.shape()

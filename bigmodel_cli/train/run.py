@@ -48,7 +48,10 @@ def run(
     except (UsageError, ArtifactError) as error:  # which may not matter any more
         gone = error
     if origin and origin.weights.resolve().is_relative_to(place.folder.resolve()):
-        raise UsageError(f"run `{name}` cannot begin from itself", "name another with --run")
+        raise UsageError(
+            f"run `{name}` cannot begin from itself",
+            f"add --run {longer.free(place)} to train its weights further as another run",
+        )
     if origin:  # wherever it lies
         options["from_"] = origin.sha256
     with contextlib.ExitStack() as stack:

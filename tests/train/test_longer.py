@@ -99,6 +99,13 @@ def test_a_run_that_diverges_says_what_is_left_and_what_works(cli: Cli, every: s
     cli.works(*command, "--restart", "--learning-rate", "0.006", **LONG)
 
 
+def test_a_run_from_itself_is_refused_with_a_name_that_is_free(cli: Cli) -> None:
+    command = ("train", "--from", "default", "--context", "32", "--steps", "1")
+    done = cli.fails(*command, code=2, says=("from itself",), hint=("--run longer",))
+    words = done.error()[1].split()
+    cli.works(*command, *words[words.index("--run") : words.index("--run") + 2], **LONG)
+
+
 def test_hints_name_the_folder_and_run_of_the_command(cli: Cli) -> None:
     done = cli.fails("evaluate", "-w", "elsewhere", "--run", "mine", code=5)
     assert "bigmodel train -w elsewhere --run mine" in done.error()[1]
@@ -106,3 +113,10 @@ def test_hints_name_the_folder_and_run_of_the_command(cli: Cli) -> None:
     assert done.error()[1].endswith("bigmodel prepare -w 'else where' SOURCE")
     done = cli("evaluate", "-w", "elsewhere", "--json")
     assert "bigmodel train -w elsewhere" in json.loads(done.out)["error"]["hint"]
+
+
+def test_a_hint_with_two_ways_names_the_run_in_its_command(cli: Cli) -> None:
+    cli.train("--run", "mine", **LONG)
+    cli.prepare("--seed", "3")
+    done = cli.fails("evaluate", "--run", "mine", code=5)
+    assert "bigmodel train --run mine --restart, or another --run" in done.error()[1]
