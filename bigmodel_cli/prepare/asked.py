@@ -8,7 +8,7 @@ from typing import Any
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.events import Context
-from bigmodel_cli.prepare.sources import Layout
+from bigmodel_cli.prepare.sources import Layout, unpacked
 from bigmodel_cli.tasks import TABLE, Task, task_class
 
 
@@ -58,7 +58,8 @@ def task_for(
     # a column that goes by another name is known by the one that it is given
     found |= {n: found.get(c, "string") for n, c in wanted_columns(config.column).items()}
     names = [source.name for source in sources]
-    claims = [name for name in TABLE if task_class(name).claims(found, names)]
+    plain = [unpacked(name) for name in names]
+    claims = [name for name in TABLE if task_class(name).claims(found, plain)]
     if len(claims) > 1:
         raise UsageError(
             f"`{names[0]}` could be for " + " or ".join(claims), f"choose: --task {claims[0]}"

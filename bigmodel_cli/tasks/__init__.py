@@ -213,7 +213,8 @@ class Task(ABC):
 
     @classmethod
     def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
-        """Whether sources of these names, the first with these columns, are for this task."""
+        """Whether sources of these names (without what they are compressed by), the first with
+        these columns, are for this task."""
         del columns, names
         return False
 

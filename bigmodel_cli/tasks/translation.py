@@ -79,9 +79,8 @@ class Translation(TextTask):
     def claims(cls, columns: Mapping[str, str], names: Sequence[str]) -> bool:
         if columns:
             return all({*columns} & {*usual} for usual in USUAL.values())
-        plain = [name.removesuffix(".gz").removesuffix(".zst") for name in names]
-        ends = [name.rpartition(".")[2] for name in plain]
-        stems = [name.rpartition(".")[0] for name in plain]
+        ends = [name.rpartition(".")[2] for name in names]
+        stems = [name.rpartition(".")[0] for name in names]
         pairs = all(stems.count(stem) == 2 for stem in stems)
         return pairs and len({*ends}) == 2 and {*ends} <= {*LANGUAGES.split()}
 
