@@ -19,7 +19,7 @@ from bigmodel_cli.prepare.columns import check_names
 from bigmodel_cli.prepare.records import Choose, Records
 from bigmodel_cli.prepare.sniff import Looks, delimiter_of, split_quoted
 from bigmodel_cli.prepare.sources import Layout, Source
-from bigmodel_cli.prepare.texts import LONGEST_ROW, is_utf8, lines, not_utf8, opened
+from bigmodel_cli.prepare.texts import LONGEST_ROW, is_utf8, likely, lines, not_utf8, opened
 from bigmodel_cli.tasks import Rows
 
 SHOWN_LINES, SHOWN_SIZE = 200, 1 << 20  # the first lines, by which the others are judged
@@ -99,10 +99,9 @@ def _header(
     source: Source, layout: Layout, line: str, delimiter: str, quoted: bool
 ) -> list[str]:  # fmt: skip
     """The names of the columns. Raises DataError."""
-    if not is_utf8(line.encode(errors="surrogateescape")):
-        not_utf8(source, layout, Ledger(), 0, "")
-        raise DataError(f"the header of `{source.name}` is not {(layout.encoding or 'UTF-8')}",
-                        "name its encoding: --encoding gbk")  # fmt: skip
+    if "\x00" in line or not is_utf8(line.encode(errors="surrogateescape")):
+        raise DataError(f"the header of `{source.name}` is not {layout.encoding or 'UTF-8'}",
+                        f"name its encoding: --encoding {likely(source) or 'gbk'}")  # fmt: skip
     body = line.rstrip("\r\n")
     names = split_quoted(body, delimiter) if quoted else body.split(delimiter)
     if not any(name.strip() for name in names):

@@ -88,8 +88,10 @@ def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
     of these. An object inside of a row has keys, too."""
     colons_K = np.flatnonzero(codes == ord(":"))
     ends_K = _skipped(codes, colons_K - 1, -1)
-    keys = (codes[ends_K] == ord('"')) & (codes[ends_K - 1] != ord("\\"))  # a text's are escaped
-    colons_K, ends_K = colons_K[keys], ends_K[keys]
+    quoted = codes[ends_K] == ord('"')
+    colons_K, ends_K = colons_K[quoted], ends_K[quoted]
+    inside = _escaped(codes, ends_K)  # of a text
+    colons_K, ends_K = colons_K[~inside], ends_K[~inside]
     for key, kind in found.items():
         key = key.rpartition(".")[2] if kind == NESTED else key
         for text in {json.dumps(key), json.dumps(key, ensure_ascii=False)}:
@@ -101,6 +103,20 @@ def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
                 other |= codes[values_K] != ord("n")
             colons_K, ends_K = colons_K[other], ends_K[other]
     return len(ends_K) > 0
+
+
+def _escaped(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether an odd number of backslashes is before each place. Of very many, it is not."""
+    odd = np.zeros(len(places), bool)
+    before = places - 1
+    for _ in range(64):
+        slash = codes[before] == ord("\\")
+        if not slash.any():
+            break
+        odd ^= slash
+        before = before - slash
+    odd &= codes[before] != ord("\\")
+    return odd
 
 
 def _skipped(

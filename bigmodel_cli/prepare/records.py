@@ -210,7 +210,7 @@ def _add_line(
 ) -> None:  # fmt: skip
     """One line that may be anything."""
     where = f"{source.name}, line {number}"
-    if not is_utf8(raw):
+    if b"\x00" in raw or not is_utf8(raw):  # UTF-16 has zeros
         not_utf8(source, layout, ledger, len(raw), where)
         return
     try:

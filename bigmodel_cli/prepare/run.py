@@ -71,6 +71,7 @@ def run(
             f"--val {config.val} and --test {config.test} leave nothing to train on",
             "choose shares that add up to less than 1",
         )
+    config = dataclasses.replace(config, encoding=layout.encoding)  # by its one name
     with lock(workdir.data, workdir.root):
         place = workdir.data / f"{manifest.TEMPORARY}stdin", workdir.root, layout.delimiter
         aside: list[tuple[str, str]] = []

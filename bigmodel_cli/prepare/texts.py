@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from encodings.aliases import aliases
 from typing import IO, Any
@@ -27,9 +29,10 @@ MARKS = (  # byte order marks; that of UTF-32 begins as that of UTF-16 does
     (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
-USUAL = (  # encodings that are guessed, by Python's names
-    "utf_16_le", "utf_16_be", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252",
-    "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "koi8_r",
+WIDE = ("utf-16-le", "utf-16-be")  # without a byte order mark
+USUAL = (  # other encodings that are guessed, the most common ones first
+    "gb18030", "cp1252", "cp1251", "big5", "shift_jis", "euc_kr", "euc_jp", "cp1250", "cp1253",
+    "cp1254", "cp1255", "cp1256", "cp874", "koi8_r",
 )  # fmt: skip
 
 
@@ -154,31 +157,40 @@ def not_utf8(
     if layout.encoding or kind in layout.told or ledger.dropped["unreadable"].rows > GUESSES:
         return
     layout.told.add(kind)
-    if found := _likely(source):
+    if found := likely(source):
         layout.say(f"likely {found}", f"`{source.name}` is not UTF-8; it may be {found}: "
                    f"--encoding {found}", "warning")  # fmt: skip
 
 
-def _likely(source: Source) -> str:
+def likely(source: Source) -> str:
     """The encoding that a file may have which is not UTF-8; none for one that is binary, or most of
     whose lines are UTF-8."""
     assert source.path is not None
     with open_bytes(source.path) as file:
         head = file.read(LOOKED_AT)
     if b"\x00" in head:
-        return _wide(head)
-    lines = [line for line in head.split(b"\n") if not line.isascii()]
-    bad = [line for line in lines if not is_utf8(line)]
-    if len(bad) * 2 <= len(lines):
+        return next(filter(functools.partial(_reads_as, head[:SAMPLE]), WIDE), "")
+    found = [line for line in head.split(b"\n") if not line.isascii()]
+    bad = [line for line in found if not is_utf8(line)]
+    if len(bad) * 2 <= len(found):
         return ""
+    sizes = itertools.accumulate(map(len, bad))
+    sample = b"\n".join(line for line, size in zip(bad, sizes) if size < SAMPLE)
+    if not sample:  # a long line, cut where no character of several bytes is
+        cut = max(bad[0].rfind(end, 0, SAMPLE) for end in (b" ", b",", b'"'))
+        sample = bad[0][: cut if cut > 0 else None]
     from charset_normalizer import from_bytes
 
-    best = from_bytes(b"\n".join(bad)[:SAMPLE], cp_isolation=list(USUAL)).best()
-    return best.encoding.replace("_", "-") if best else ""
+    guesses = from_bytes(sample, cp_isolation=list(USUAL), threshold=0.4)
+    ranks = [(guess.chaos - guess.coherence, USUAL.index(guess.encoding)) for guess in guesses]
+    name = USUAL[min(ranks)[1]].replace("_", "-") if ranks else ""
+    return "gbk" if name == "gb18030" and _reads_as(sample, "gbk") else name
 
 
-def _wide(head: bytes) -> str:
-    """UTF-16 without a byte order mark: its ASCII has zeros at every other place."""
-    high, low = (head[place : 2 * SAMPLE : 2].count(0) for place in (0, 1))
-    few = min(len(head) // 2, SAMPLE) // 50
-    return "utf-16-le" if low > few and not high else "utf-16-be" if high > few and not low else ""
+def _reads_as(data: bytes, encoding: str) -> bool:
+    """Whether bytes, cut anywhere, are text without control characters."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c.isspace() for c in text)
