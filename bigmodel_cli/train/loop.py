@@ -236,11 +236,12 @@ class Loop:
         }  # fmt: skip
         self._write(record)
         fields = {"step": f"{self.step:,}", "loss": f"{done.loss:.3f}"}
-        fields["speed"] = f"{self.speed:,.0f} {self.engine.task.positions}/s"
-        fields["of peak"] = f"{self.speed * self.flops / self.peak:.0%}"
         if self.shown:
             name, value = next(iter(self.shown.items()))
             fields[f"val {name}"] = "–" if value is None else f"{value:.3f}"
+        # a narrow terminal leaves out what comes last, but for the time left
+        fields["speed"] = f"{self.speed:,.0f} {self.engine.task.positions}/s"
+        fields["of peak"] = f"{self.speed * self.flops / self.peak:.0%}"
         total = clock.length.steps or clock.length.seconds
         at = self.step if clock.length.steps else clock.elapsed
         fields["left"] = f"{clock.left(self.step):.0f} s"
