@@ -220,6 +220,14 @@ class Split:
         """Some examples, in this order, as a split of their own, in memory."""
         return Split.of(self.columns(units), len(units))
 
+    def sizes(self) -> NDArray[np.int64]:
+        """How many values the ragged fields of each example hold: (n,)."""
+        sizes = np.zeros(len(self), np.int64)
+        for name, ragged in self._fields.items():
+            if ragged:
+                sizes += self.lengths(name)
+        return sizes
+
     def raw(self) -> Iterator[bytes]:
         """All that each example holds."""
         fields = self._fields

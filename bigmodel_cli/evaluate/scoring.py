@@ -17,7 +17,7 @@ from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.tasks import Predictions, Task
 
-TOGETHER = 256  # units that are answered in one step
+TOGETHER = 64  # units of about the same length that are answered in one step
 SAVE_SECONDS = 10.0  # between two writes of what there is so far
 SAVE_SHARE = 20  # and at least so many times as long as the last one took
 SCORE, ANSWER, BASELINES = "score", "answer", "baselines"
@@ -62,8 +62,9 @@ class Scorer:
 
     def _answer(self, model: SequenceModel) -> None:
         done = self.partial.done.get(ANSWER, 0)
+        order = np.argsort(-self.split.sizes(), kind="stable")
         for begin in range(done * TOGETHER, len(self.split), TOGETHER):
-            units = np.arange(begin, min(begin + TOGETHER, len(self.split)))
+            units = order[begin : begin + TOGETHER]
             found, seen = [], np.zeros(len(units), bool)  # a unit may have several answers
             for part in self.task.answers(model, self.split.take(units)):
                 found.append(Predictions(units[part.units], part.statistics, part.counts))

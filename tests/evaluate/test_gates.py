@@ -359,6 +359,14 @@ def test_what_verdicts_say_is_what_gates_say(cli: Cli) -> None:
     assert f"{said}" in (cli.cwd / RUN / "report.html").read_text("utf-8")
 
 
+def test_a_model_that_loses_is_trained_longer_by_the_command_that_is_named(cli: Cli) -> None:
+    done = cli.works("evaluate", "--force")
+    advice = "bigmodel train --from default --run default-longer"
+    assert f"Train it longer: {advice}\n" in done.out
+    cli.works(*advice.split()[1:], "--steps", "1")
+    cli.works("evaluate", "--run", "default-longer")
+
+
 def test_a_training_run_that_restarts_takes_the_statistics_with_it(cli: Cli) -> None:
     assert (cli.cwd / RUN / "evaluation.safetensors").exists()
     cli.train("--restart")

@@ -12,6 +12,7 @@ from bigmodel_cli.models.beam import penalty, search
 from bigmodel_cli.models.generate import Decoder
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import Sampling, Search
+from bigmodel_cli.models.transformer import SPARE
 from tests.models.test_sequence import FAMILIES, make
 
 END = 0
@@ -105,3 +106,19 @@ def test_what_is_banned_is_never_written() -> None:
     banned = sorted({token for found in free for token in found.tokens})
     held = search(model, PROMPTS, [6] * 3, Search(3), END, banned)
     assert not {token for found in held for token in found.tokens} & {*banned}
+
+
+def test_a_reordered_cache_holds_little_more_than_its_texts_and_grows() -> None:
+    """What is copied at every step has to be small, however long a text may become."""
+    model = make("transformer", context=128)
+    tokens = torch.arange(3 * 60).reshape(3, 60) % 16
+    with torch.inference_mode():
+        state = model.start(3)
+        model.extend(state, tokens[:, :5], torch.full((3,), 5))
+        order = torch.tensor([2, 0, 0, 1])
+        state.select(order)
+        assert state.keys[0].shape[:3] == (4, state.keys[0].shape[1], SPARE)  # type: ignore[attr-defined]
+        for place in range(5, 60):  # beyond what there is room for
+            logits = model.extend(state, tokens[order, place : place + 1], torch.ones(4).long())
+        expected = model(tokens[order])[:, -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
