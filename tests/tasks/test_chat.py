@@ -295,7 +295,9 @@ def test_a_small_model_comes_near_the_entropy_of_the_replies(tmp_path: Path) -> 
     found = metric["value"] * float(split.column("bytes").sum())
     assert optimum * 0.99 <= found <= optimum * 2.5
     assert metric["high"] < 0.1 * document["baselines"]["unigram"]["bits_per_byte"]
-    assert document["metrics"]["chrf"]["value"] > 98  # thanks are always answered alike
+    # of every turn: who knows all but what is drawn at each reply comes to 92
+    assert 80 < document["metrics"]["chrf"]["value"] < 95
+    assert document["metrics"]["chrf"]["low"] > document["baselines"]["nearest_prompt"]["chrf"]
     receipt = deploy(work).receipt
     assert receipt["transformers"]["proof"] == "passed"
     assert receipt["transformers"]["tokenizer_identical"]

@@ -198,10 +198,11 @@ def test_dialogues_in_json_texts_are_read_from_every_file(tmp_path: Path, ending
            "system": "说中文。"}  # fmt: skip
     if ending == "parquet":
         pa.parquet.write_table(pa.Table.from_pylist([row]), path)
-    elif ending in ("csv", "tsv"):
+    elif ending == "csv":
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="," if ending == "csv" else "\t")
-            writer.writerows([[*row], [*row.values()]])
+            csv.writer(file).writerows([[*row], [*row.values()]])
+    elif ending == "tsv":
+        path.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n", "utf-8")
     else:
         path.write_text(json.dumps(row if ending == "jsonl" else [row]))
     assert read(tmp_path, path) == chatml([{"role": "system", "content": "说中文。"}, USER, REPLY])
