@@ -50,7 +50,7 @@ EDITS = 2  # of a name that is taken for a slip of the pen
 SHORTEST, SHORTEST_OTHER = 4, 8
 HARMLESS = ("store", "user", "metadata")  # OpenAI's, which change no answer
 LONGEST = 64  # letters of a name that may be near to one
-MOST_UNKNOWN = 100
+MOST_UNKNOWN = 256  # each of which is compared with those that are known
 
 
 def checked(
@@ -72,7 +72,7 @@ def checked(
     rest = [name for name in given if name not in known]
     if len(rest) > MOST_UNKNOWN:
         raise DataError(
-            f"the request has {len(rest):,} names that are unknown, more than {MOST_UNKNOWN}",
+            f"the request has {len(rest):,} names that are unknown, more than {MOST_UNKNOWN:,}",
             "known: " + ", ".join(f"`{name}`" for name in sorted(known)),
         )
     others = (name for name in (*UNSUPPORTED, *ALIASES) if len(name) >= SHORTEST_OTHER)
