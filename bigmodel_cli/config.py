@@ -152,7 +152,7 @@ class TrainConfig:
     )
     minutes: float | None = option(
         None,
-        "Length in minutes, evaluation and saving included.",
+        "Length in minutes, of which validations and checkpoints take at most a tenth.",
         above=0,
         panel="Length (one of)",
         shown_default="5 if no length is given",
