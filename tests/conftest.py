@@ -106,7 +106,7 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without what would change the program's mind."""
     odd = ("BIGMODEL_", "GITHUB_STEP", "NO_COLOR", "FORCE_COLOR")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(odd)}
-    stages = ("TRAIN", "EVALUATE", "DEPLOY", "PREDICT")
+    stages = ("TRAIN", "EVALUATE", "DEPLOY", "PREDICT", "SERVE")
     # one thread: where the machine is shared, two that wait for each other are slower by far
     threads = {f"BIGMODEL_{stage}_THREADS": "1" for stage in stages}
     return {**kept, **threads, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}

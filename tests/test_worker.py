@@ -310,3 +310,13 @@ def test_few_processes(cli: Cli, threads: int) -> None:
     )  # fmt: skip
     assert done.returncode == (7 if threads == 2 else 0), done.stderr
     assert threads == 1 or ("error: " in done.stderr and "--threads 1" in done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("megabytes", [300, 800, 900])
+def test_little_memory(cli: Cli, megabytes: int) -> None:
+    """Libraries report it as errors of many kinds, in the middle of their imports, too."""
+    done = cli("predict", "The fox", "--max-tokens", "2", cold=True, memory=megabytes << 20)
+    assert done.code in ((7,) if megabytes <= 500 else (0, 7)), str(done)
+    if done.code:
+        assert done.error()[0].startswith("out of memory")

@@ -30,7 +30,9 @@ READ_SECONDS = 60  # in which a client must have read something of what waits fo
 SPARE_SECONDS = 5  # for a body, after which it is answered that it came too late
 SAID_SECONDS = 60  # in which one thing is said once
 MOST = 1024
+CHECKS = 4  # threads that check requests
 BACKLOG = 1024  # connections that the system keeps until they are taken
+READ = 8 << 10  # bytes that are read at once: asyncio's 256 KiB may hold 40,000 parts of a body
 TAKEN = 16  # connections that are taken at once: each has its descriptor before it is counted
 
 
@@ -72,6 +74,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(self._on_error)
+            loop.set_default_executor(limits.started(CHECKS, "checks"))
             self.door.listen(BACKLOG)  # of which uvicorn made TAKEN
         for connection in [connection for connection in self.open if connection.is_overdue()]:
             self.end(connection)
@@ -109,6 +112,7 @@ class Connection(H11Protocol):  # type: ignore[misc]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        transport.max_size = READ  # type: ignore[attr-defined]
         if len(self.connections) > self.watch.most:
             waited_for = [c for c in self.connections if c is not self and c.waits()]
             if waited_for:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 4 << 20  # of a body
 MOST_BYTES_TOGETHER = 256 << 20  # of all bodies that are read or wait
-MOST_PIXELS = 80_000_000  # of all images that are decoded: the largest one, and small ones beside
-MOST_VALUES = 1 << 19  # in a body: as many token ids as 128 prompts of 4,096
+FEW_PIXELS = 1_000_000  # an image with more is decoded while no other such is
+MOST_VALUES = 300_000  # in a body: more than the token ids of 128 prompts of 2,048
 MOST_DEPTH = 64  # of lists and objects inside of each other
 MOST_DIGITS = 32  # of a whole number
 BODY_SECONDS = 60  # for a body to arrive
@@ -33,26 +33,6 @@ def started(count: int, name: str) -> ThreadPoolExecutor:
     for thread in [pool.submit(together.wait) for _ in range(count)]:
         thread.result()
     return pool
-
-
-class Budget:
-    """So much of something for all calls together: who wants more than is left waits."""
-
-    def __init__(self, most: int) -> None:
-        self.left = most
-        self._freed = asyncio.Condition()
-
-    @contextlib.asynccontextmanager
-    async def hold(self, amount: int) -> AsyncIterator[None]:
-        async with self._freed:
-            await self._freed.wait_for(lambda: amount <= self.left)
-            self.left -= amount
-        try:
-            yield
-        finally:
-            async with self._freed:
-                self.left += amount
-                self._freed.notify_all()
 
 
 class Bodies:

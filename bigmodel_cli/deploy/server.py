@@ -9,6 +9,7 @@ whose name was made to point here is refused.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import secrets
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -33,7 +34,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from bigmodel_cli.deploy.connections import BACKLOG, Watch
-from bigmodel_cli.deploy.limits import MOST_PIXELS, Bodies, Budget
+from bigmodel_cli.deploy.limits import FEW_PIXELS, Bodies, started
 from bigmodel_cli.deploy.model_thread import ModelThread
 from bigmodel_cli.deploy.refusals import Refusal, encode, refuse, respond
 from bigmodel_cli.errors import DataError, UsageError
@@ -137,7 +138,8 @@ class Service:
         self.predictor = predictor
         self.thread = ModelThread(predictor)
         self.bodies = Bodies()
-        self.pixels = Budget(MOST_PIXELS)
+        # large images take turns, on one thread: what another one frees would stay with that
+        self.large, self.decoder = asyncio.Lock(), started(1, "decoder")
         self.card = {"id": predictor.name, "object": "model", "created": int(time.time()),
                      "owned_by": "bigmodel"}  # fmt: skip
         shape = predictor.model.config.shape
@@ -158,10 +160,13 @@ class Service:
         """Like one line of `bigmodel predict`."""
         async with self.bodies.read(call) as document:
             pixels = await asyncio.to_thread(self.predictor.task.pixels, document)
-            async with self.pixels.hold(pixels):
+            async with self.large if pixels > FEW_PIXELS else nullcontext():
                 if pixels and await call.is_disconnected():
                     raise ClientDisconnect
-                request = await asyncio.to_thread(self.predictor.request, document, {})
+                pool = self.decoder if pixels > FEW_PIXELS else None
+                request = await asyncio.get_running_loop().run_in_executor(
+                    pool, self.predictor.request, document, {}
+                )
             headers = listed(self.predictor.ignored(document))
             answer = {"id": document["id"]} if "id" in document else {}
         async with aclosing(self.thread.run([request], call.receive)) as events:
@@ -275,10 +280,12 @@ def serve(predictor: Predictor, host: str, port: int, ready: Callable[[str], Non
         main = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
         before = {number: signal.signal(number, server.handle_exit) for number in numbers}
+        gc.freeze()  # torch's many objects: each look at them would stop all threads for long
         try:
             shown = f"http://[{host}]" if ":" in host else f"http://{host}"
             ready(f"{shown}:{door.getsockname()[1]}")
             server.run(sockets=[door])
         finally:
+            gc.unfreeze()
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -370,7 +370,7 @@ class Task(ABC):
         """Checks one line of `predict`, or one HTTP body. Raises DataError."""
 
     def pixels(self, document: Mapping[str, Any]) -> int:
-        """How many pixels are decoded to check a request: a server bounds their sum."""
+        """How many pixels are decoded to check a request: in a server, many take turns."""
         del document
         return 0
 

@@ -837,12 +837,14 @@ def test_ipv6(predictor: Predictor) -> None:
 def test_sigterm_ends_the_process_quietly(folder: Path) -> None:
     """While a stream and a waiting call are under way; they are cut after the grace time."""
     script = f"""
+import os
 from pathlib import Path
 from bigmodel_cli.deploy import server
 from bigmodel_cli.deploy.predict import Predictor
 server.GRACE = 0.4
 predictor = Predictor(Path({str(folder)!r}), "cpu", threads=1)
 server.serve(predictor, "127.0.0.1", 0, lambda url: print(url, flush=True))
+os._exit(0)  # as the program does
 """
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
