@@ -96,7 +96,7 @@ def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
 
 def _escaped(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether an odd number of backslashes is before each place. Of very many, it is not."""
-    odd = np.zeros(len(places), bool)
+    odd: NDArray[np.bool_] = np.zeros(len(places), bool)
     before = places - 1
     for _ in range(64):
         slash = codes[before] == ord("\\")
@@ -104,7 +104,8 @@ def _escaped(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.
             break
         odd ^= slash
         before = before - slash
-    return odd & (codes[before] != ord("\\"))
+    odd &= codes[before] != ord("\\")
+    return odd
 
 
 def _skipped(

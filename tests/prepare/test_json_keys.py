@@ -12,10 +12,14 @@ import pytest
 
 from bigmodel_cli.prepare import json_keys
 from bigmodel_cli.prepare.json_keys import columns_of
+from bigmodel_cli.prepare.records import _as_text, _Number, _whole
 from bigmodel_cli.prepare.sources import Layout, Source
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
+
+
+ALL_TRAIN = ("--tokenizer", "bytes", "--val", "0", "--test", "0")
 
 
 def found(path: Path) -> dict[str, str]:
@@ -48,7 +52,7 @@ def test_a_key_counts_wherever_it_is(
     tmp_path: Path, row: dict[str, Any], columns: dict[str, str], name: str
 ) -> None:
     for place in (0, 150, len(FIRST)):
-        path = jsonl(tmp_path / name, FIRST[:place] + [row] + FIRST[place:])
+        path = jsonl(tmp_path / name, [*FIRST[:place], row, *FIRST[place:]])
         assert found(path) == {"text": "string", "n": "number"} | columns
 
 
@@ -87,33 +91,27 @@ def test_late_keys_reach_the_data(empty: Cli, name: str) -> None:
         {"instruction": f"第{i}问,是什么?", "output": f"第{i}个回答"} for i in range(300)
     ]
     rows[250] |= {"input": "很晚的输入", "system": "很晚的系统"}
-    path = jsonl(empty.cwd / name, rows)
-    if name == "a.json":
-        path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
-    empty.works("prepare", name, "--task", "chat", "--tokenizer", "bytes", "--val", "0",
-                "--test", "0")  # fmt: skip
-    plain = empty.manifest()["splits"]["train"]["bytes"]
-    for row in rows:
-        row.pop("input", None)
-        row.pop("system", None)
-    path = jsonl(empty.cwd / name, rows)
-    if name == "a.json":
-        path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
-    empty.works("prepare", name, "--task", "chat", "--tokenizer", "bytes", "--val", "0",
-                "--test", "0")  # fmt: skip
-    assert plain - empty.manifest()["splits"]["train"]["bytes"] >= len(
-        "很晚的输入很晚的系统".encode()
-    )
+    write = {"a.jsonl": jsonl, "a.json": json_list}[name]
+    command = ["prepare", name, "--task", "chat", *ALL_TRAIN]
+    write(empty.cwd / name, rows)
+    empty.works(*command)
+    whole = empty.manifest()["splits"]["train"]["bytes"]
+    write(empty.cwd / name, [{k: row[k] for k in ("instruction", "output")} for row in rows])
+    empty.works(*command)
+    lost = whole - empty.manifest()["splits"]["train"]["bytes"]
+    assert lost >= len("很晚的输入很晚的系统".encode())
+
+
+def json_list(path: Path, rows: list[Any]) -> None:
+    path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
 
 
 def test_a_key_of_a_later_file_counts(empty: Cli) -> None:
     rows = [{"prompt": f"问题{i}是什么", "response": f"回答{i}"} for i in range(40)]
     jsonl(empty.cwd / "a.jsonl", rows)
-    late = [{"instruction": f"说出{i}", "output": f"好{i}", "input": f"输入{i}"} for i in range(40)]
+    late = [{"instruction": f"说{i}", "output": f"好{i}", "input": f"入{i}"} for i in range(40)]
     jsonl(empty.cwd / "b.jsonl", late)
-    empty.works(
-        "prepare", "a.jsonl", "b.jsonl", "--tokenizer", "bytes", "--val", "0", "--test", "0"
-    )
+    empty.works("prepare", "a.jsonl", "b.jsonl", *ALL_TRAIN)
     assert empty.manifest()["task"] == "chat"
     assert empty.manifest()["splits"]["train"]["units"] == 80
 
@@ -140,9 +138,7 @@ def test_numbers_stay_as_they_were_written(empty: Cli) -> None:
     assert names == {*labels["labels"]} if isinstance(labels, dict) else names == {*labels}
 
 
-def test_numbers_inside_of_dialogues_stay_whole(empty: Cli) -> None:
-    from bigmodel_cli.prepare.records import _as_text, _Number, _whole
-
+def test_numbers_inside_of_dialogues_stay_whole() -> None:
     text = '{"a": 1, "b": 9007199254740993, "c": 1.5, "d": [2]}'
     value = json.loads(text, parse_int=_whole, parse_float=_Number)
     assert _as_text(value, "json") == text
