@@ -75,7 +75,7 @@ def add_types(found: dict[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
     """Whether lines (n,) may hold another key than those that were found, or a first value of one
-    of these. An object inside of a row has keys, too."""
+    of these. The keys of objects inside of rows are none."""
     colons_K = np.flatnonzero(codes == ord(":"))
     ends_K = _skipped(codes, colons_K - 1, -1)
     quoted = codes[ends_K] == ord('"')
@@ -91,7 +91,23 @@ def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
                 values_K = _skipped(codes, colons_K + 1, 1)
                 other |= codes[values_K] != ord("n")
             colons_K, ends_K = colons_K[other], ends_K[other]
-    return len(ends_K) > 0
+    return len(ends_K) > 0 and bool((_depths(codes, ends_K) == 1).any())
+
+
+def _depths(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many brackets are open at each place of a line."""
+    quotes = np.flatnonzero(codes == ord('"'))
+    quotes = quotes[~_escaped(codes, quotes)]
+    ends = np.flatnonzero(codes == ord("\n"))
+    begins = np.append(0, ends + 1)
+    folded = codes | 32  # of which [ and {, ] and } are the same
+    brackets = np.flatnonzero((folded == ord("{")) | (folded == ord("}")))
+    before = np.searchsorted(quotes, begins)[np.searchsorted(ends, brackets)]  # its line
+    brackets = brackets[(np.searchsorted(quotes, brackets) - before) % 2 == 0]  # in no text
+    depths = np.append(0, np.cumsum(np.where(folded[brackets] == ord("{"), 1, -1)))
+    first = np.searchsorted(brackets, begins)[np.searchsorted(ends, places)]
+    found: NDArray[np.int64] = depths[np.searchsorted(brackets, places)] - depths[first]
+    return found
 
 
 def _escaped(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
