@@ -82,6 +82,8 @@ def run(
         kind = task_for(config, sources, layout, context)
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
+        if layout.encoding and not any(source.textual for source in sources):
+            context.warn("--encoding changes nothing: no source is text")
         cache = HashCache(workdir.data)
         choose = _chooser(task, wanted)
         described = [inputs.describe(source, choose, layout, cache, context) for source in sources]
