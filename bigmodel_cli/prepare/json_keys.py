@@ -85,7 +85,7 @@ def types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
     """Whether lines (n,) may hold another key than those that were found, or a first value of one
-    of these. An object inside of a row has keys, too."""
+    of these. A key of an object inside of a row counts if it has a text."""
     colons_K = np.flatnonzero(codes == ord(":"))
     ends_K = _skipped(codes, colons_K - 1, -1)
     quoted = codes[ends_K] == ord('"')
@@ -93,21 +93,51 @@ def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
     inside = _escaped(codes, ends_K)  # of a text
     colons_K, ends_K = colons_K[~inside], ends_K[~inside]
     for key, kind in found.items():
-        key = key.rpartition(".")[2] if kind == NESTED else key
-        for text in {json.dumps(key), json.dumps(key, ensure_ascii=False)}:
-            raw = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
-            places = ends_K[:, None] + np.arange(1 - len(raw), 1)
-            other = (codes[places] != raw).any(1)
+        if kind != NESTED:
+            other = ~_spells(codes, ends_K, key)
             if kind == NULL:
-                values_K = _skipped(codes, colons_K + 1, 1)
-                other |= codes[values_K] != ord("n")
+                other |= codes[_skipped(codes, colons_K + 1, 1)] != ord("n")
             colons_K, ends_K = colons_K[other], ends_K[other]
+    if not len(ends_K):
+        return False
+    depths_K = _depths(codes, ends_K)
+    if (depths_K == 1).any():
+        return True
+    texts = (depths_K == 2) & (codes[_skipped(codes, colons_K + 1, 1)] == ord('"'))
+    ends_K = ends_K[texts]
+    for key in {key.rpartition(".")[2] for key, kind in found.items() if kind == NESTED}:
+        ends_K = ends_K[~_spells(codes, ends_K, key)]
     return len(ends_K) > 0
+
+
+def _spells(codes: NDArray[np.uint8], ends: NDArray[np.int64], key: str) -> NDArray[np.bool_]:
+    """Whether a key ends at each place."""
+    spelled: NDArray[np.bool_] = np.zeros(len(ends), bool)
+    for text in {json.dumps(key), json.dumps(key, ensure_ascii=False)}:
+        raw = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
+        spelled |= (codes[ends[:, None] + np.arange(1 - len(raw), 1)] == raw).all(1)
+    return spelled
+
+
+def _depths(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many brackets are open at each place of a line."""
+    quotes = np.flatnonzero(codes == ord('"'))
+    quotes = quotes[~_escaped(codes, quotes)]
+    ends = np.flatnonzero(codes == ord("\n"))
+    begins = np.append(0, ends + 1)
+    folded = codes | 32  # of which [ and {, ] and } are the same
+    brackets = np.flatnonzero((folded == ord("{")) | (folded == ord("}")))
+    before = np.searchsorted(quotes, begins)[np.searchsorted(ends, brackets)]  # its line
+    brackets = brackets[(np.searchsorted(quotes, brackets) - before) % 2 == 0]  # in no text
+    depths = np.append(0, np.cumsum(np.where(folded[brackets] == ord("{"), 1, -1)))
+    first = np.searchsorted(brackets, begins)[np.searchsorted(ends, places)]
+    found: NDArray[np.int64] = depths[np.searchsorted(brackets, places)] - depths[first]
+    return found
 
 
 def _escaped(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether an odd number of backslashes is before each place. Of very many, it is not."""
-    odd = np.zeros(len(places), bool)
+    odd: NDArray[np.bool_] = np.zeros(len(places), bool)
     before = places - 1
     for _ in range(64):
         slash = codes[before] == ord("\\")

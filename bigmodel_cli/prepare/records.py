@@ -236,7 +236,7 @@ def parquet(
     """Parquet, a few rows at a time, so that long ones do not fill the memory."""
     del ledger
     for records, batch, size in ahead(_batches(source, choose, layout)):
-        yield _columns(records, decoded(batch))
+        yield _columns(records, batch)
         advance(size)
 
 
@@ -272,8 +272,6 @@ def _columns(records: Records, batch: Any) -> Rows:
     columns = []
     for name, kind in zip(records.names.values(), records.kinds, strict=True):
         column = field(batch, name)
-        if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks()
         if kind == "path" and not is_text(column.type):
             paths = [records.value(value, kind) for value in column.to_pylist()]
             columns.append(pa.array(paths, pa.large_string()))
@@ -305,4 +303,5 @@ def hub(source: Source, choose: Choose, layout: Layout) -> Iterator[Rows]:
         for name in set(names) & set(classes):
             place = batch.schema.get_field_index(name)
             batch = batch.set_column(place, name, classes[name].take(batch.column(name)))
-        yield _columns(records, decoded(batch))
+        for part in batch.combine_chunks().to_batches():
+            yield _columns(records, decoded(part))

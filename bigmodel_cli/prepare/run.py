@@ -88,6 +88,8 @@ def run(
         kind, sources = read.task, read.sources
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
+        if layout.encoding and not any(source.textual for source in sources):
+            context.warn("--encoding changes nothing: no source is text")
         cache = HashCache(workdir.data)
         choose = _chooser(task, wanted)
         other = " (another: --task)" if config.task == "auto" else ""

@@ -116,6 +116,11 @@ class Source:
         return bool(self.hub) or self.kind in RECORDS.values()
 
     @property
+    def textual(self) -> bool:
+        """Whether it is text in some encoding."""
+        return not self.hub and self.kind in ("text", "csv", "tsv", "jsonl", "json")
+
+    @property
     def folder(self) -> Path:
         """What the paths in it are relative to."""
         spooled = self.path is None or self.path.name.startswith(TEMPORARY)

@@ -12,10 +12,14 @@ import pytest
 
 from bigmodel_cli.prepare import json_keys
 from bigmodel_cli.prepare.json_keys import columns_of
+from bigmodel_cli.prepare.records import Number, _as_text, whole
 from bigmodel_cli.prepare.sources import Layout, Source
 
 if TYPE_CHECKING:
     from tests.conftest import Cli
+
+
+ALL_TRAIN = ("--tokenizer", "bytes", "--val", "0", "--test", "0")
 
 
 def found(path: Path) -> dict[str, str]:
@@ -69,9 +73,10 @@ def test_the_quick_look_finds_what_reading_each_row_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(2)
-    values: list[Any] = [1, None, True, "x", 'a "b": 1', "\\", "c:\\", [{"z": 1}], {"y": {"x": 2}}]
+    values: list[Any] = [1, None, True, "x", 'a "b": 1', "\\", "c:\\", "]}{["]
+    values += [[{"z": 1}], {"y": {"x": 2}}]
     monkeypatch.setattr(json_keys, "BLOCK", 64)
-    for number in range(200):
+    for number in range(60):
         rows = [{draw.choice("abcdef"): draw.choice(values) for _ in range(3)} for _ in range(20)]
         expected: dict[str, str] = {}
         json_keys.add_types(expected, rows)
@@ -87,33 +92,27 @@ def test_late_keys_reach_the_data(empty: Cli, name: str) -> None:
         {"instruction": f"第{i}问,是什么?", "output": f"第{i}个回答"} for i in range(300)
     ]
     rows[250] |= {"input": "很晚的输入", "system": "很晚的系统"}
-    path = jsonl(empty.cwd / name, rows)
-    if name == "a.json":
-        path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
-    empty.works("prepare", name, "--task", "chat", "--tokenizer", "bytes", "--val", "0",
-                "--test", "0")  # fmt: skip
-    plain = empty.manifest()["splits"]["train"]["bytes"]
-    for row in rows:
-        row.pop("input", None)
-        row.pop("system", None)
-    path = jsonl(empty.cwd / name, rows)
-    if name == "a.json":
-        path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
-    empty.works("prepare", name, "--task", "chat", "--tokenizer", "bytes", "--val", "0",
-                "--test", "0")  # fmt: skip
-    assert plain - empty.manifest()["splits"]["train"]["bytes"] >= len(
-        "很晚的输入很晚的系统".encode()
-    )
+    write = {"a.jsonl": jsonl, "a.json": json_list}[name]
+    command = ["prepare", name, "--task", "chat", *ALL_TRAIN]
+    write(empty.cwd / name, rows)
+    empty.works(*command)
+    whole = empty.manifest()["splits"]["train"]["bytes"]
+    write(empty.cwd / name, [{k: row[k] for k in ("instruction", "output")} for row in rows])
+    empty.works(*command)
+    lost = whole - empty.manifest()["splits"]["train"]["bytes"]
+    assert lost >= len("很晚的输入很晚的系统".encode())
+
+
+def json_list(path: Path, rows: list[Any]) -> None:
+    path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
 
 
 def test_a_key_of_a_later_file_counts(empty: Cli) -> None:
     rows = [{"prompt": f"问题{i}是什么", "response": f"回答{i}"} for i in range(40)]
     jsonl(empty.cwd / "a.jsonl", rows)
-    late = [{"instruction": f"说出{i}", "output": f"好{i}", "input": f"输入{i}"} for i in range(40)]
+    late = [{"instruction": f"说{i}", "output": f"好{i}", "input": f"入{i}"} for i in range(40)]
     jsonl(empty.cwd / "b.jsonl", late)
-    empty.works(
-        "prepare", "a.jsonl", "b.jsonl", "--tokenizer", "bytes", "--val", "0", "--test", "0"
-    )
+    empty.works("prepare", "a.jsonl", "b.jsonl", *ALL_TRAIN)
     assert empty.manifest()["task"] == "chat"
     assert empty.manifest()["splits"]["train"]["units"] == 80
 
@@ -141,9 +140,15 @@ def test_numbers_stay_as_they_were_written(empty: Cli) -> None:
 
 
 def test_numbers_inside_of_dialogues_stay_whole() -> None:
-    from bigmodel_cli.prepare.records import Number, _as_text, whole
-
     text = '{"a": 1, "b": 9007199254740993, "c": 1.5, "d": [2]}'
     value = json.loads(text, parse_int=whole, parse_float=Number)
     assert _as_text(value, "json") == text
     assert _as_text(json.loads("9" * 5000, parse_int=whole), "value") == "9" * 5000
+
+
+def test_a_key_counts_beside_one_of_that_name_inside_of_an_object(tmp_path: Path) -> None:
+    rows: list[Any] = [{"text": "a", "meta": {"label": "x", "n": 1}}] * 20_000
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": "b", "label": "y"}])
+    assert found(path)["label"] == "string"
+    path = jsonl(tmp_path / "b.jsonl", [*rows, {"text": "b", "meta": {"title": "y"}}])
+    assert "meta.title" in found(path)
