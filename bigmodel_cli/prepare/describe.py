@@ -30,7 +30,7 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
         yield f"{way}, in {_counted(number, 'file')} of records"
     if records and not ways:
         yield f"{_counted(len(records), 'file')} of records"
-    texts = [s for s in read.sources if s.kind == "text" and s not in records]
+    texts = [s for s in read.sources if s.kind == "text" and not is_records(s, layout)]
     pairs = [group for group in groups(texts) if len(group) > 1] if read.task.aligned else []
     if pairs:
         ends = dict.fromkeys((end for group in pairs for end in group), "lines")
@@ -39,7 +39,8 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
     elif texts:
         json = [s.name for s in texts if unpacked(s.name).lower().endswith(".json")]
         without = f", of which .json without records ({_shown(json)})" if json else ""
-        yield f"{_counted(len(texts), 'file')} as text{without}"
+        names = _shown([source.name for source in texts])
+        yield f"{_counted(len(texts), 'file')} as text ({names}){without}"
     images = [s for s in read.sources if s.kind == "image"]
     if images and "image" in read.task.kinds:
         labels = sorted({label_of(source) for source in images})
@@ -85,9 +86,11 @@ def what_is_skipped(read: Reading, aside: Sequence[tuple[str, str]]) -> Iterator
         count = sum(map(len, reasons.values()))
         parts = (f"{why} ({_shown(names)})" for why, names in reasons.items())
         yield f"skipped {count:,}: " + ", ".join(parts)
-    if sum(map(size, read.skipped.get(TEXT_BESIDE, ()))) > sum(map(size, read.sources)):
-        yield (f"more was skipped than is read: to read the {TEXT_BESIDE}, too, name the files "
-               "themselves, or leave the records out with --exclude")  # fmt: skip
+
+
+def more_is_skipped(read: Reading) -> bool:
+    """Whether the text that a task could read, but for the records beside it, is most of all."""
+    return sum(map(size, read.skipped.get(TEXT_BESIDE, ()))) > sum(map(size, read.sources))
 
 
 def _shown(names: Sequence[str]) -> str:

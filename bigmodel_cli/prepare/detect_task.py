@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.prepare.aligned import completed, of_languages
-from bigmodel_cli.prepare.json_forms import peek
+from bigmodel_cli.prepare.json_forms import Form, peek
 from bigmodel_cli.prepare.readers import BROKEN, columns
 from bigmodel_cli.prepare.readers import read as rows
 from bigmodel_cli.prepare.records import SHOWN_ROWS, Choose, types_of
@@ -25,10 +25,10 @@ LOOKED_INTO = 8  # sources of each kind that holds records
 IMAGES = ("image", "idx", "numpy", "labels")
 # what lies beside data and is about them
 _ABOUT = re.compile(
-    r"(?<![a-z])(licen[cs]e|copying|copyright|notice|readme|changelog|changes|citation|authors"
-    r"|contributing|credits|metadata|dataset[_-]?card|requirements|makefile|dockerfile)(?![a-z])"
+    r"(?<![a-z])(licen[cs]e|copying|copyright|notice|readme|changelog|citation|authors"
+    r"|contributing|metadata|dataset[_-]?card|requirements|makefile|dockerfile)(?![a-z])"
 )
-_CODE = re.compile(r"(?=.*[\d@/:])[!-~]+")  # a number, an id, an address: no words
+_NO_WORDS = re.compile(r"(?=.*[\d@/:])[!-~]+|[\d\W_TZ]+")  # an id, an address, a number, a time
 OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 Columns = Mapping[Source, Mapping[str, str]]
@@ -43,6 +43,12 @@ class Reading:
     sources: list[Source]
     columns: Columns
     skipped: Mapping[str, Sequence[Source]]
+
+    def marked(self, sources: list[Source]) -> Reading:
+        """The same with other marks on the sources, in their order."""
+        now = dict(zip(self.sources, sources, strict=True))
+        found = {now[source]: columns for source, columns in self.columns.items()}
+        return dataclasses.replace(self, sources=sources, columns=found)
 
 
 def reading(
@@ -64,10 +70,11 @@ def reading(
     return Reading(kind, read, {s: c for s, c in found.items() if s in read}, skipped)
 
 
-def with_forms(found: Sequence[Source], wanted: Mapping[str, str]) -> list[Source]:
+def with_forms(found: Sequence[Source], wanted: Mapping[str, str], layout: Layout) -> list[Source]:
     """The sources, with the form that the content of each .json has, and with the other sides of
     aligned files."""
-    return completed([part for source in found for part in _formed(source, wanted)])
+    parts = [part for source in found for part in _formed(source, wanted)]
+    return completed(parts, layout.context.note)
 
 
 def _formed(source: Source, wanted: Mapping[str, str]) -> Iterator[Source]:
@@ -77,7 +84,7 @@ def _formed(source: Source, wanted: Mapping[str, str]) -> Iterator[Source]:
     with contextlib.suppress(*BROKEN), open_bytes(source.path) as file:
         form = peek(file, SHOWN_ROWS)
         own = types_of(form.rows)
-        if form.kind != "object" or claims(own, wanted) or usual(own, TEXT_NAMES):
+        if form.kind != "object" or _is_row(own, form, wanted):
             if form.kind != "text" or source.kind == "json":
                 kind = "json" if form.kind == "object" else form.kind
                 source = dataclasses.replace(source, form=kind)
@@ -103,6 +110,17 @@ def _formed(source: Source, wanted: Mapping[str, str]) -> Iterator[Source]:
     yield source
 
 
+def _is_row(own: Mapping[str, str], form: Form, wanted: Mapping[str, str]) -> bool:
+    """Whether a single object is a row itself, not a list of rows with a name: a dialogue holds a
+    list, too, and what a server answers has a `message`."""
+    given = {name: column for name, column in wanted.items() if column in own}
+    if claims(own, given):
+        return True
+    inner = [types_of(rows) for rows in form.lists.values()]
+    lists = any(claims(columns_of, wanted) or usual(columns_of, TEXT_NAMES) for columns_of in inner)
+    return own.get(usual(own, TEXT_NAMES)) == "string" and not lists
+
+
 def claims(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """The tasks that columns are for. A column that goes by another name is known by the one that
     --column gives it."""
@@ -111,7 +129,9 @@ def claims(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
 
 
 def is_records(source: Source, layout: Layout) -> bool:
-    return source.records or bool(layout.header and source.kind == "text")
+    """Whether a source has columns: --header gives them to text, too."""
+    text = source.kind == "text" and not (source.pattern and _about_data(source))
+    return source.records or bool(layout.header and text)
 
 
 def _looked_into(sources: Sequence[Source], layout: Layout) -> dict[Source, dict[str, str]]:
@@ -131,9 +151,12 @@ def _detected(
     sources: Sequence[Source], found: Columns, wanted: Mapping[str, str], text: bool
 ) -> type[Task]:
     """The task that sources are for. Raises UsageError where there are several."""
+    claimed_by = {s: claims(c, wanted) for s, c in found.items() if not text}
+    of_images = {n for s, names in claimed_by.items() if s.kind in IMAGES for n in names}
     claimed: dict[str, Source] = {}
-    for source, of_source in found.items() if not text else ():
-        for name in claims(of_source, wanted):
+    for source, names in claimed_by.items():
+        beside = of_images and source.pattern and not of_images & {*names}
+        for name in names if not beside else ():  # a table beside images is about them
             claimed.setdefault(name, source)
     if not claimed:
         pairs = of_languages(sources)
@@ -181,7 +204,7 @@ def check_text(read: Reading, choose: Choose, wanted: Mapping[str, str], layout:
         first = next(rows(source, choose, layout, Ledger(), lambda _: None), None)
         values = first.table.column("text").slice(0, SHOWN_ROWS).to_pylist() if first else []
         values = [value.strip() for value in values if value and value.strip()]
-        if values and all(map(_CODE.fullmatch, values)):
+        if values and all(map(_NO_WORDS.fullmatch, values)):
             raise DataError(
                 f"`{source.name}` has no column that is clearly the text: `{name}` holds values "
                 f"such as `{values[0]:.40}`",
@@ -223,7 +246,7 @@ class _Skipping:
         if source in self.aligned or not (found or _about_data(source)):
             return ""
         if not self.task.documents:
-            return "text"
+            return "not images" if self.reads_images else "no records"
         if found and source.name.rpartition("/")[2].lower() in OF_SYSTEMS:
             return "of the operating system"
         beside = source.path and source.path.parent in self.above

@@ -214,8 +214,10 @@ def _expand(
             with spool.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         with spool.open("rb") as written:
-            json = {b"{": ".jsonl", b"[": ".json"}.get(written.read(1))
-        yield Source("stdin" + (json or (".csv" if delimited else ".txt")), spool)
+            json = re.match(rb"({)|\s*\[\s*{", written.read(4096))
+        table = ".csv" if delimited else ".txt"
+        end = (".jsonl" if json[1] else ".json") if json else table
+        yield Source(f"stdin{end}", spool)
         return
     if pattern.startswith("hf:"):
         yield Source(pattern, None, pattern.removeprefix("hf:"))

@@ -101,6 +101,7 @@ FORMS = {
     "a list with a byte order mark": "\ufeff" + json.dumps(LABELLED),
     "a list with a name": json.dumps({"version": 1.1, "data": LABELLED}),
     "a list with another name": json.dumps({"rows": LABELLED, "count": 20}, indent=1),
+    "a list with a name in an answer": json.dumps({"code": 0, "message": "ok", "data": LABELLED}),
     "objects over several lines": "\n".join(json.dumps(row, indent=2) for row in LABELLED),
     "objects on one line": "".join(json.dumps(row) for row in LABELLED),
 }
@@ -170,8 +171,9 @@ def test_texts_in_json_are_rows_and_settings_are_said(empty: Cli) -> None:
     assert texts(empty) == {row["text"] for row in TEXTS}
     said = prepared(empty, "notes", *ALL)
     assert (
-        "task language: 2 files as text, of which .json without records (`settings.json`)" in said
-    )
+        "task language: 2 files as text (`a.md`, `settings.json`), of which .json without records "
+        "(`settings.json`)"
+    ) in said
 
 
 # What lies beside ------------------------------------------------------------------------------
@@ -269,6 +271,7 @@ def test_a_few_images_among_texts_are_skipped(empty: Cli) -> None:
         ([{"编号": f"第{i}号", "n": i} for i in range(20)], "`编号`, `n`"),
         ([{"n": i, "x": i / 2} for i in range(20)], "`n`, `x`"),
         ([{"part": f"A-10{i}", "n": i} for i in range(20)], "`part`"),
+        ([{"when": f"2026-01-{i + 10} 10:00:00", "n": i} for i in range(20)], "`when`"),
     ],
 )
 @pytest.mark.parametrize("end", [".jsonl", ".csv", ".parquet", ".json"])
@@ -444,6 +447,18 @@ def test_aligned_files_with_files_to_hold_out(
         assert pairs(empty, part) == {
             (f"{prefix} {row[source]}", f"{prefix} {row[target]}") for row in PAIRS[:count]
         }
+
+
+@pytest.mark.parametrize("names", ["a.{}.txt", "{}.txt", "my_{}.txt", "deep.{}_CN.txt.gz"])
+def test_a_language_may_be_a_word_of_the_name(empty: Cli, names: str) -> None:
+    for end in ("en", "zh"):
+        text = "".join(f"{row[end]}\n" for row in PAIRS).encode()
+        name = f"in/{names.format(end)}"
+        write(empty.cwd, {name: gzip.compress(text) if name.endswith(".gz") else text})
+    said = prepared(empty, "in", *ALL)
+    code = "_CN" if "_CN" in names else ""
+    assert f"task translation: source from `en{code}`, target from `zh{code}`, in 1 pair" in said
+    assert pairs(empty) == {(row["en"], row["zh"]) for row in PAIRS}
 
 
 def test_notes_in_two_languages_among_others_are_texts(empty: Cli) -> None:
