@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare.aligned import groups, name_of
 from bigmodel_cli.prepare.detect_task import IMAGES, TEXT_BESIDE, Reading, is_records, size
 from bigmodel_cli.prepare.pictures import label_of
@@ -23,7 +24,14 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
     for source in records:
         if source in read.columns:
             found = read.columns[source]
-            way = _columns(choose(found, f"`{source.name}`"), found) + _form(source)
+            try:
+                chosen = choose(found, f"`{source.name}`")
+            except DataError as error:
+                if not source.pattern or len(records) == 1:
+                    raise
+                leave = f"or leave the file out: --exclude '{source.name}'"
+                raise DataError(error.message, f"{error.hint}; {leave}") from None
+            way = _columns(chosen, found) + _form(source)
             ways[way] = ways.get(way, 0) + 1
     for way, count in ways.items():
         number = count if len(ways) > 1 else len(records)

@@ -88,8 +88,9 @@ def run(
         cache = HashCache(workdir.data)
         choose = _chooser(task, wanted)
         other = " (another: --task)" if config.task == "auto" else ""
+        line = what_is_read(read, choose, layout)
         check_text(read, choose, wanted, layout)
-        context.note(what_is_read(read, choose, layout) + other)
+        context.note(line + other)
         for line in what_is_skipped(read, aside):
             context.note(line)
         if more_is_skipped(read):

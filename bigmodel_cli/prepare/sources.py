@@ -161,7 +161,7 @@ def find(
     found: dict[str, Source] = {}
     own = own.resolve() if own else None
     for pattern in patterns:
-        for source in _expand(pattern, exclude, spool, delimited, aside):
+        for source in _expand(pattern, exclude, spool, delimited, aside, own):
             for each in (source, *_beside(source)):
                 path = each.path and each.path.resolve()
                 if own and path and each.path != spool and path.is_relative_to(own):
@@ -197,8 +197,9 @@ def shown(sources: Sequence[Source]) -> str:
 
 
 def _expand(
-    pattern: str, exclude: Sequence[str], spool: Path, delimited: bool, aside: Aside
-) -> Iterator[Source]:
+    pattern: str, exclude: Sequence[str], spool: Path, delimited: bool, aside: Aside,
+    own: Path | None,
+) -> Iterator[Source]:  # fmt: skip
     def excluded(name: str) -> bool:
         return any(fnmatch.fnmatch(n, glob) for n in (name, "/" + name) for glob in exclude)
 
@@ -228,7 +229,7 @@ def _expand(
     except (OSError, ValueError):
         is_folder = exists = False
     if is_folder:
-        base, paths = path, below(path, unread)
+        base, paths = path, below(path, unread, own)
     elif exists:
         if not path.is_file():
             raise DataError(
@@ -237,7 +238,7 @@ def _expand(
             )
         base, paths = path.parent, [path]
     else:
-        base, paths = behind(pattern, unread)
+        base, paths = behind(pattern, unread, own)
         if not paths:
             raise DataError(
                 f"there is nothing at `{pattern}`", "give a file, folder, glob, `-`, or hf:NAME"

@@ -203,6 +203,23 @@ def test_text_beside_records_is_skipped_and_named(empty: Cli) -> None:
     assert labelled(empty) == WANTED
 
 
+def test_records_that_the_task_cannot_use_are_an_error_that_helps(empty: Cli) -> None:
+    write(empty.cwd, {"in/a.jsonl": lines(LABELLED), "in/sub/sizes.csv": "width,height\n1,2\n"})
+    result = empty.fails("prepare", "in", code=4, says=["`sub/sizes.csv`", "the label"],
+                         hint=["`width`, `height`", "--exclude 'sub/sizes.csv'"])  # fmt: skip
+    _, _, advice = result.error()[1].partition("--exclude ")
+    prepared(empty, "in", "--exclude", advice.strip("'"), *ALL)
+    assert labelled(empty) == WANTED
+
+
+def test_a_working_directory_among_the_sources_is_not_mentioned(empty: Cli) -> None:
+    write(empty.cwd, {"a.jsonl": lines(LABELLED)})
+    for _ in range(2):
+        said = prepared(empty, ".", "--exclude", "corpus.jsonl", *ALL)
+        assert "skipped" not in said
+    assert labelled(empty) == WANTED
+
+
 def test_for_language_text_beside_records_is_skipped_unless_it_is_named(empty: Cli) -> None:
     write(empty.cwd, {"in/a.jsonl": lines(TEXTS), "in/LICENSE": "All rights are reserved here.",
                       "in/books/b.txt": "A book of its own in a folder of texts."})  # fmt: skip
