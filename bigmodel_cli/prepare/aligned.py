@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,20 +18,32 @@ from bigmodel_cli.prepare.texts import is_utf8, lines, not_utf8, opened
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.languages import is_language
 
+_WORD = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,3}([-_][A-Z][A-Za-z]{1,3})?(?![A-Za-z])")
+
 
 def groups(found: Sequence[Source]) -> list[dict[str, Source]]:
-    """Text files of one folder whose names differ only in their end (before .gz or the like), by
-    that end; also those that are alone."""
+    """Text files of one folder whose names differ in one word only, by that word: a language, or
+    else their end (before .gz or the like). Also those that are alone."""
     together: dict[tuple[Path, str], dict[str, Source]] = {}
     for source in found:
         if source.kind == "text" and source.path:
-            stem, _, end = _file(source).rpartition(".")
-            group = together.setdefault((source.path.parent, stem), {})
-            if not stem or end in group:  # a.en beside a.en.gz, or no end at all
-                together[source.path, source.name] = {end: source}
+            before, word, after = _word(_file(source))
+            group = together.setdefault((source.path.parent, f"{before}*{after}"), {})
+            if word in group or not before + after:  # a.en beside a.en.gz, or no end at all
+                together[source.path, source.name] = {word: source}
             else:
-                group[end] = source
+                group[word] = source
     return [group for group in together.values() if group]
+
+
+def _word(name: str) -> tuple[str, str, str]:
+    """A file's name around the word that tells it from its other side: train.en, train_en.txt."""
+    stem, dot, end = name.rpartition(".")
+    inside = end.lower() in ("txt", "text", "tok")  # which says nothing
+    words = [w for w in _WORD.finditer(stem) if inside and is_language(w[0])]
+    if words:
+        return name[: words[-1].start()], words[-1][0], name[words[-1].end() :]
+    return stem + dot, end, ""
 
 
 def of_languages(found: Sequence[Source]) -> list[dict[str, Source]]:
@@ -38,21 +51,23 @@ def of_languages(found: Sequence[Source]) -> list[dict[str, Source]]:
     return [group for group in groups(found) if len(group) > 1 and all(map(is_language, group))]
 
 
-def completed(found: Sequence[Source]) -> list[Source]:
+def completed(found: Sequence[Source], say: Callable[[str], None]) -> list[Source]:
     """The sources, and what lies beside one of them as its other side, where they are translations:
     beside val.en is val.de, if train.en and train.de were named. It is of the same split."""
-    ends = dict.fromkeys(end for group in of_languages(found) for end in group)
+    words = dict.fromkeys(word for group in of_languages(found) for word in group)
     whole = list(found)
     for group in groups(found):
-        (end, source), *others = group.items()
-        if others or end not in ends or source.path is None:
+        (word, source), *others = group.items()
+        if others or word not in words or source.path is None:
             continue
-        stem = _file(source).removesuffix(end)
-        for other in ends:
-            paths = (source.path.with_name(f"{stem}{other}{packed}") for packed in ("", *PACKED))
-            if other != end and (path := next(filter(Path.is_file, paths), None)):
+        before, _, after = _word(_file(source))
+        for other in words:
+            plain = source.path.with_name(before + other + after)
+            paths = (plain.with_name(plain.name + packed) for packed in ("", *PACKED))
+            if other != word and (path := next(filter(Path.is_file, paths), None)):
                 name = source.name.removesuffix(source.path.name) + path.name
                 whole.append(dataclasses.replace(source, name=name, path=path))
+                say(f"`{name}` is read, too: it is the other side of `{source.name}`")
     return whole
 
 
@@ -63,17 +78,16 @@ def _file(source: Source) -> str:
 
 
 def together(found: Sequence[Source]) -> list[Source]:
-    """Text files of one group as one source each. Its columns are their ends, in the order in which
-    these come among all sources.
+    """Text files of one group as one source each. Its columns are their words, in the order in
+    which these come among all sources.
 
     Raises DataError for a text file that has no other beside it.
     """
     whole = [source for source in found if source.kind != "text" or source.path is None]
-    parts = groups(found)
-    ends = dict.fromkeys(
-        unpacked(source.name).rpartition(".")[2] for source in found if source not in whole
+    words = dict.fromkeys(
+        _word(_file(source))[1] for source in found if source.kind == "text" and source.path
     )
-    for group in parts:
+    for group in groups(found):
         first = next(iter(group.values()))
         if len(group) == 1:
             raise DataError(
@@ -81,15 +95,17 @@ def together(found: Sequence[Source]) -> list[Source]:
                 "name the files of each language alike: train.en train.de; "
                 "or leave it out with --exclude",
             )
-        ordered = {end: group[end] for end in ends if end in group}
+        ordered = {word: group[word] for word in words if word in group}
         whole.append(dataclasses.replace(first, name=name_of(ordered), columns=ordered))
     return whole
 
 
 def name_of(group: Mapping[str, Source]) -> str:
     """train.{en,de}"""
-    stem = unpacked(next(iter(group.values())).name).rpartition(".")[0]
-    return f"{stem}.{{{','.join(group)}}}"
+    first = next(iter(group.values()))
+    folder, slash, file = unpacked(first.name).rpartition("/")
+    before, _, after = _word(file)
+    return f"{folder}{slash}{before}{{{','.join(group)}}}{after}"
 
 
 def aligned(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare.aligned import groups, name_of
 from bigmodel_cli.prepare.detect_task import IMAGES, TEXT_BESIDE, Reading, is_records, size
 from bigmodel_cli.prepare.pictures import label_of
@@ -23,14 +24,21 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
     for source in records:
         if source in read.columns:
             found = read.columns[source]
-            way = _columns(choose(found, f"`{source.name}`"), found) + _form(source)
+            try:
+                chosen = choose(found, f"`{source.name}`")
+            except DataError as error:
+                if not source.pattern or len(records) == 1:
+                    raise
+                leave = f"or leave the file out: --exclude '{source.name}'"
+                raise DataError(error.message, f"{error.hint}; {leave}") from None
+            way = _columns(chosen, found) + _form(source)
             ways[way] = ways.get(way, 0) + 1
     for way, count in ways.items():
         number = count if len(ways) > 1 else len(records)
         yield f"{way}, in {_counted(number, 'file')} of records"
     if records and not ways:
         yield f"{_counted(len(records), 'file')} of records"
-    texts = [s for s in read.sources if s.kind == "text" and s not in records]
+    texts = [s for s in read.sources if s.kind == "text" and not is_records(s, layout)]
     pairs = [group for group in groups(texts) if len(group) > 1] if read.task.aligned else []
     if pairs:
         ends = dict.fromkeys((end for group in pairs for end in group), "lines")
@@ -39,7 +47,8 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
     elif texts:
         json = [s.name for s in texts if unpacked(s.name).lower().endswith(".json")]
         without = f", of which .json without records ({_shown(json)})" if json else ""
-        yield f"{_counted(len(texts), 'file')} as text{without}"
+        names = _shown([source.name for source in texts])
+        yield f"{_counted(len(texts), 'file')} as text ({names}){without}"
     images = [s for s in read.sources if s.kind == "image"]
     if images and "image" in read.task.kinds:
         labels = sorted({label_of(source) for source in images})
@@ -85,9 +94,11 @@ def what_is_skipped(read: Reading, aside: Sequence[tuple[str, str]]) -> Iterator
         count = sum(map(len, reasons.values()))
         parts = (f"{why} ({_shown(names)})" for why, names in reasons.items())
         yield f"skipped {count:,}: " + ", ".join(parts)
-    if sum(map(size, read.skipped.get(TEXT_BESIDE, ()))) > sum(map(size, read.sources)):
-        yield (f"more was skipped than is read: to read the {TEXT_BESIDE}, too, name the files "
-               "themselves, or leave the records out with --exclude")  # fmt: skip
+
+
+def more_is_skipped(read: Reading) -> bool:
+    """Whether the text that a task could read, but for the records beside it, is most of all."""
+    return sum(map(size, read.skipped.get(TEXT_BESIDE, ()))) > sum(map(size, read.sources))
 
 
 def _shown(names: Sequence[str]) -> str:

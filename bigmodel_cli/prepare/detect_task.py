@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.prepare.aligned import completed, of_languages
-from bigmodel_cli.prepare.json_forms import peek
+from bigmodel_cli.prepare.json_forms import Form, peek
 from bigmodel_cli.prepare.json_keys import columns_of, types_of
 from bigmodel_cli.prepare.readers import BROKEN, columns
 from bigmodel_cli.prepare.readers import read as rows
@@ -28,10 +28,10 @@ LOOKED_INTO = 8  # sources of each kind that holds records
 IMAGES = ("image", "idx", "numpy", "labels")
 # what lies beside data and is about them
 _ABOUT = re.compile(
-    r"(?<![a-z])(licen[cs]e|copying|copyright|notice|readme|changelog|changes|citation|authors"
-    r"|contributing|credits|metadata|dataset[_-]?card|requirements|makefile|dockerfile)(?![a-z])"
+    r"(?<![a-z])(licen[cs]e|copying|copyright|notice|readme|changelog|citation|authors"
+    r"|contributing|metadata|dataset[_-]?card|requirements|makefile|dockerfile)(?![a-z])"
 )
-_CODE = re.compile(r"(?=.*[\d@/:])[!-~]+")  # a number, an id, an address: no words
+_NO_WORDS = re.compile(r"(?=.*[\d@/:])[!-~]+|[\d\W_TZ]+")  # an id, an address, a number, a time
 OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 Columns = Mapping[Source, Mapping[str, str]]
@@ -47,6 +47,12 @@ class Reading:
     columns: Columns
     skipped: Mapping[str, Sequence[Source]]
 
+    def marked(self, sources: list[Source]) -> Reading:
+        """The same with other marks on the sources, in their order."""
+        now = dict(zip(self.sources, sources, strict=True))
+        found = {now[source]: columns for source, columns in self.columns.items()}
+        return dataclasses.replace(self, sources=sources, columns=found)
+
 
 def reading(
     sources: Sequence[Source], task: str, wanted: Mapping[str, str], layout: Layout
@@ -54,7 +60,10 @@ def reading(
     """The task (`auto`: detect it), and which of the sources it reads. Raises UsageError."""
     found = _looked_into(sources, layout)
     text = _mostly_text(sources, layout)
-    kind = task_class(task) if task != "auto" else _detected(sources, found, wanted, text, layout)
+    known = {name for each in found.values() for name in claims(each, wanted)}
+    if not (known if task == "auto" else known & {task}) and not text:
+        found |= {source: keys for source in found if (keys := _all_keys(source, layout))}
+    kind = task_class(task) if task != "auto" else _detected(sources, found, wanted, text)
     read, skipped = [], dict[str, list[Source]]()
     why = _Skipping(kind, sources, found, wanted, layout, text)
     for source in sources:
@@ -70,7 +79,8 @@ def reading(
 def with_forms(found: Sequence[Source], wanted: Mapping[str, str], layout: Layout) -> list[Source]:
     """The sources, with the form that the content of each .json has, and with the other sides of
     aligned files."""
-    return completed([part for source in found for part in _formed(source, wanted, layout)])
+    parts = [part for source in found for part in _formed(source, wanted, layout)]
+    return completed(parts, layout.context.note)
 
 
 def _formed(source: Source, wanted: Mapping[str, str], layout: Layout) -> Iterator[Source]:
@@ -80,7 +90,7 @@ def _formed(source: Source, wanted: Mapping[str, str], layout: Layout) -> Iterat
     with contextlib.suppress(*BROKEN), opened(source, layout) as file:
         form = peek(file, SHOWN_ROWS)
         own = types_of(form.rows)
-        if form.kind != "object" or claims(own, wanted) or usual(own, TEXT_NAMES):
+        if form.kind != "object" or _is_row(own, form, wanted):
             if form.kind != "text" or source.kind == "json":
                 kind = "json" if form.kind == "object" else form.kind
                 source = dataclasses.replace(source, form=kind)
@@ -106,6 +116,17 @@ def _formed(source: Source, wanted: Mapping[str, str], layout: Layout) -> Iterat
     yield source
 
 
+def _is_row(own: Mapping[str, str], form: Form, wanted: Mapping[str, str]) -> bool:
+    """Whether a single object is a row itself, not a list of rows with a name: a dialogue holds a
+    list, too, and what a server answers has a `message`."""
+    given = {name: column for name, column in wanted.items() if column in own}
+    if claims(own, given):
+        return True
+    inner = [types_of(rows) for rows in form.lists.values()]
+    lists = any(claims(columns_of, wanted) or usual(columns_of, TEXT_NAMES) for columns_of in inner)
+    return own.get(usual(own, TEXT_NAMES)) == "string" and not lists
+
+
 def claims(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """The tasks that columns are for. A column that goes by another name is known by the one that
     --column gives it."""
@@ -114,7 +135,9 @@ def claims(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
 
 
 def is_records(source: Source, layout: Layout) -> bool:
-    return source.records or bool(layout.header and source.kind == "text")
+    """Whether a source has columns: --header gives them to text, too."""
+    text = source.kind == "text" and not (source.pattern and _about_data(source))
+    return source.records or bool(layout.header and text)
 
 
 def _looked_into(sources: Sequence[Source], layout: Layout) -> dict[Source, dict[str, str]]:
@@ -131,15 +154,16 @@ def _looked_into(sources: Sequence[Source], layout: Layout) -> dict[Source, dict
 
 
 def _detected(
-    sources: Sequence[Source], found: Columns, wanted: Mapping[str, str], text: bool,
-    layout: Layout,
-) -> type[Task]:  # fmt: skip
+    sources: Sequence[Source], found: Columns, wanted: Mapping[str, str], text: bool
+) -> type[Task]:
     """The task that sources are for. Raises UsageError where there are several."""
+    claimed_by = {s: claims(c, wanted) for s, c in found.items() if not text}
+    of_images = {n for s, names in claimed_by.items() if s.kind in IMAGES for n in names}
     claimed: dict[str, Source] = {}
-    for look in (found.get, lambda source: _all_keys(source, layout)):
-        for source in found if not text and not claimed else ():
-            for name in claims(look(source) or {}, wanted):
-                claimed.setdefault(name, source)
+    for source, names in claimed_by.items():
+        beside = of_images and source.pattern and not of_images & {*names}
+        for name in names if not beside else ():  # a table beside images is about them
+            claimed.setdefault(name, source)
     if not claimed:
         pairs = of_languages(sources)
         parts = {part for group in pairs for part in group.values()}
@@ -195,7 +219,7 @@ def check_text(read: Reading, choose: Choose, wanted: Mapping[str, str], layout:
         first = next(rows(source, choose, layout, Ledger(), lambda _: None), None)
         values = first.table.column("text").slice(0, SHOWN_ROWS).to_pylist() if first else []
         values = [value.strip() for value in values if value and value.strip()]
-        if values and all(map(_CODE.fullmatch, values)):
+        if values and all(map(_NO_WORDS.fullmatch, values)):
             raise DataError(
                 f"`{source.name}` has no column that is clearly the text: `{name}` holds values "
                 f"such as `{values[0]:.40}`",
@@ -237,7 +261,7 @@ class _Skipping:
         if source in self.aligned or not (found or _about_data(source)):
             return ""
         if not self.task.documents:
-            return "text"
+            return "not images" if self.reads_images else "no records"
         if found and source.name.rpartition("/")[2].lower() in OF_SYSTEMS:
             return "of the operating system"
         beside = source.path and source.path.parent in self.above

@@ -28,6 +28,11 @@ def escaped(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
+def names_listed(parts: Sequence[str]) -> tuple[str, ...]:
+    """The names of columns, of which each part may hold several with commas between them."""
+    return tuple(name.strip() for part in parts for name in part.split(","))
+
+
 def wanted_columns(pairs: Sequence[str]) -> dict[str, str]:
     """Column names by the task's names for them. Raises UsageError."""
     found = {}

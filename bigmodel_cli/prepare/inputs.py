@@ -12,7 +12,7 @@ from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.events import Context
 from bigmodel_cli.prepare import sources
 from bigmodel_cli.prepare.detect_task import reading, with_forms
-from bigmodel_cli.prepare.given import escaped, wanted_columns
+from bigmodel_cli.prepare.given import escaped, names_listed, wanted_columns
 from bigmodel_cli.prepare.readers import named_files
 from bigmodel_cli.prepare.records import Choose
 from bigmodel_cli.prepare.sources import Layout, Source, find
@@ -72,19 +72,19 @@ def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
         return []  # what came through a pipe or from the hub cannot be looked at again
     options = document["recipe"]["options"]
     layout = Layout(
-        header=tuple(",".join(options.get("header", ())).split(","))
-        if options.get("header")
-        else (),
+        header=names_listed(options.get("header", ())),
         delimiter=escaped(options.get("delimiter", "")),
         encoding=options.get("encoding", ""),
     )
     wanted = wanted_columns(options.get("column", ()))
     try:
-        there = find(local, command["exclude"], workdir.data, workdir.root)
-        formed = with_forms(there, wanted, layout)
-        found = reading(formed, document["task"], wanted, layout).sources
-    except (DataError, UsageError):
+        found = find(local, command["exclude"], workdir.data, workdir.root)
+    except DataError:
         return []
+    try:
+        found = reading(with_forms(found, wanted, layout), document["task"], wanted, layout).sources
+    except (DataError, UsageError) as error:
+        return [error.message]
     cache = HashCache(workdir.data)
     now = {s.name: cache.sha256(s.path) for s in found if s.path}
     changed = manifest.changes(by_name(document["recipe"])["inputs"], now)

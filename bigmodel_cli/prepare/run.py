@@ -21,7 +21,7 @@ from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageErro
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
 from bigmodel_cli.prepare import inputs
-from bigmodel_cli.prepare.given import escaped, fraction, wanted_columns
+from bigmodel_cli.prepare.given import escaped, fraction, names_listed, wanted_columns
 from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
 from bigmodel_cli.worker import Worker
@@ -44,7 +44,7 @@ def run(
 
     Raises UsageError, DataError, ResourceError; StoppedError when another process builds it.
     """
-    from bigmodel_cli.prepare.describe import what_is_read, what_is_skipped
+    from bigmodel_cli.prepare.describe import more_is_skipped, what_is_read, what_is_skipped
     from bigmodel_cli.prepare.detect_task import check_text, reading, with_forms
     from bigmodel_cli.prepare.sources import Layout, find
     from bigmodel_cli.prepare.split_names import recognise_splits
@@ -56,7 +56,7 @@ def run(
         task_class(config.task)  # raises
     layout = Layout(
         escaped(config.document_separator),
-        tuple(name.strip() for part in config.header for name in part.split(",")),
+        names_listed(config.header),
         escaped(config.delimiter),
         encoding_named(config.encoding),
         context=context,
@@ -83,9 +83,9 @@ def run(
                 found = [s for s in found if (s.path, s.hub) not in taken] + [
                     dataclasses.replace(source, split=name) for source in named
                 ]
-        formed = recognise_splits(with_forms(found, wanted, layout), context.note)
-        read = reading(formed, config.task, wanted, layout)
-        kind, sources = read.task, read.sources
+        read = reading(with_forms(found, wanted, layout), config.task, wanted, layout)
+        sources = recognise_splits(read.sources, context.note)
+        kind, read = read.task, read.marked(sources)
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         if layout.encoding and not any(source.textual for source in sources):
@@ -93,10 +93,14 @@ def run(
         cache = HashCache(workdir.data)
         choose = _chooser(task, wanted)
         other = " (another: --task)" if config.task == "auto" else ""
+        line = what_is_read(read, choose, layout)
         check_text(read, choose, wanted, layout)
-        context.note(what_is_read(read, choose, layout) + other)
+        context.note(line + other)
         for line in what_is_skipped(read, aside):
             context.note(line)
+        if more_is_skipped(read):
+            context.warn("more is skipped than is read: name the files themselves to read their "
+                         "text, too, or leave the records out with --exclude")  # fmt: skip
         described = [inputs.describe(source, choose, layout, cache, context) for source in sources]
         cache.save()
         recipe = {

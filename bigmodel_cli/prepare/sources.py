@@ -169,7 +169,7 @@ def find(
     found: dict[str, Source] = {}
     own = own.resolve() if own else None
     for pattern in patterns:
-        for source in _expand(pattern, exclude, spool, delimited, aside):
+        for source in _expand(pattern, exclude, spool, delimited, aside, own):
             for each in (source, *_beside(source)):
                 path = each.path and each.path.resolve()
                 if own and path and each.path != spool and path.is_relative_to(own):
@@ -205,8 +205,9 @@ def shown(sources: Sequence[Source]) -> str:
 
 
 def _expand(
-    pattern: str, exclude: Sequence[str], spool: Path, delimited: str, aside: Aside
-) -> Iterator[Source]:
+    pattern: str, exclude: Sequence[str], spool: Path, delimited: str, aside: Aside,
+    own: Path | None,
+) -> Iterator[Source]:  # fmt: skip
     def excluded(name: str) -> bool:
         return any(fnmatch.fnmatch(n, glob) for n in (name, "/" + name) for glob in exclude)
 
@@ -222,9 +223,10 @@ def _expand(
             with spool.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         with spool.open("rb") as written:
-            json = {b"{": ".jsonl", b"[": ".json"}.get(written.read(1))
+            json = re.match(rb"({)|\s*\[\s*{", written.read(4096))
         table = ".tsv" if delimited == "\t" or len(delimited) > 1 else ".csv"
-        yield Source("stdin" + (json or (table if delimited else ".txt")), spool)
+        end = (".jsonl" if json[1] else ".json") if json else table if delimited else ".txt"
+        yield Source(f"stdin{end}", spool)
         return
     if pattern.startswith("hf:"):
         yield Source(pattern, None, pattern.removeprefix("hf:"))
@@ -235,7 +237,7 @@ def _expand(
     except (OSError, ValueError):
         is_folder = exists = False
     if is_folder:
-        base, paths = path, below(path, unread)
+        base, paths = path, below(path, unread, own)
     elif exists:
         if not path.is_file():
             raise DataError(
@@ -244,7 +246,7 @@ def _expand(
             )
         base, paths = path.parent, [path]
     else:
-        base, paths = behind(pattern, unread)
+        base, paths = behind(pattern, unread, own)
         if not paths:
             raise DataError(
                 f"there is nothing at `{pattern}`", "give a file, folder, glob, `-`, or hf:NAME"

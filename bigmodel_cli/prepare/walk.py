@@ -14,9 +14,10 @@ HIDDEN, FOLLOWED = "hidden", "followed"
 Aside = Callable[[str, str], None]  # is called with a name, and why it is not read (or FOLLOWED)
 
 
-def below(folder: Path, aside: Aside, hidden: bool = False) -> list[Path]:
-    """The files below a folder, also behind links to folders. No folder is read twice, so that
-    links in a circle end; what is hidden (`.git`) is left out unless `hidden`."""
+def below(folder: Path, aside: Aside, own: Path | None = None, hidden: bool = False) -> list[Path]:
+    """The files below a folder, also behind links to folders, but not in the folder `own`. No
+    folder is read twice, so that links in a circle end; what is hidden (`.git`) is left out unless
+    `hidden`."""
     top = folder.resolve()
     seen = {top}
     found: list[Path] = []
@@ -40,6 +41,8 @@ def below(folder: Path, aside: Aside, hidden: bool = False) -> list[Path]:
                 aside(name, "a link to nothing" if entry.is_symlink() else "not a regular file")
             else:
                 real = path.resolve()
+                if real == own:
+                    continue
                 around = entry.is_symlink() and (
                     real.is_relative_to(top) or top.is_relative_to(real)
                 )
@@ -60,13 +63,13 @@ def _is(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def behind(pattern: str, aside: Aside) -> tuple[Path, list[Path]]:
+def behind(pattern: str, aside: Aside, own: Path | None) -> tuple[Path, list[Path]]:
     """The folder that a glob begins in, and the files that it matches."""
     parts = Path(pattern).parts
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
     try:
         if "**" in parts:
-            matches = _any_depth(parts, aside)
+            matches = _any_depth(parts, aside, own)
         else:
             matches = [Path(match) for match in glob.glob(pattern)]  # noqa: PTH207 (absolute, too)
         return base, sorted(match for match in matches if match.is_file())
@@ -74,7 +77,7 @@ def behind(pattern: str, aside: Aside) -> tuple[Path, list[Path]]:
         return base, []
 
 
-def _any_depth(parts: Sequence[str], aside: Aside) -> list[Path]:
+def _any_depth(parts: Sequence[str], aside: Aside, own: Path | None) -> list[Path]:
     """What a glob with `**` matches: any number of folders."""
     place = parts.index("**")
     rest = parts[place:] if parts[-1] != "**" else (*parts[place:], "*")
@@ -88,7 +91,7 @@ def _any_depth(parts: Sequence[str], aside: Aside) -> list[Path]:
     found = []
     for base in glob.glob(start) if glob.has_magic(start) else [start]:  # noqa: PTH207
         if Path(base).is_dir():
-            paths = below(Path(base), links, hidden)
+            paths = below(Path(base), links, own, hidden)
             found += [p for p in paths if _matches(p.relative_to(base).parts, rest)]
     return found
 

@@ -16,6 +16,7 @@ TEXT_NAMES = (
     "text", "content", "body", "document", "story", "article", "code", "sentence", "review",
     "comment", "tweet", "post", "message", "utterance", "文本", "内容", "正文", "评论", "句子",
 )  # fmt: skip
+IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "file_name", "filename", "path")
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "sentiment", "标签", "类别")
 # the last word of names whose values say which row it is, or where it is from: they are no text
 _OF_THE_ROW = re.compile(
@@ -45,7 +46,7 @@ def text_column(found: Mapping[str, str], wanted: str, where: str) -> str:
     for empty in (False, True):  # what is null in all rows that were looked at comes last
         if name := usual({n: k for n, k in found.items() if (k == "null") == empty}, TEXT_NAMES):
             return name
-        strings = [n for n, kind in found.items() if kind == "string" and not of_the_row(n)]
+        strings = strings_in(found)
         if len(strings) == 1 and not empty:
             return strings[0]
     raise DataError(
@@ -55,9 +56,12 @@ def text_column(found: Mapping[str, str], wanted: str, where: str) -> str:
     )
 
 
-def of_the_row(name: str) -> bool:
-    """Whether a column of this name says which row it is, or where it is from."""
-    return bool(_OF_THE_ROW.fullmatch(_WITHIN_A_NAME.sub("_", name)))
+def strings_in(found: Mapping[str, str]) -> list[str]:
+    """The columns that could be texts: neither an id nor an address."""
+    return [
+        name for name, kind in found.items()
+        if kind == "string" and not _OF_THE_ROW.fullmatch(_WITHIN_A_NAME.sub("_", name))
+    ]  # fmt: skip
 
 
 def named_column(

@@ -19,7 +19,7 @@ from bigmodel_cli.models.sizes import Picture, Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
 from bigmodel_cli.tasks.classification import ROWS, Classification, ClassOptions, shown_label
-from bigmodel_cli.tasks.columns import LABEL_NAMES
+from bigmodel_cli.tasks.columns import IMAGE_NAMES, LABEL_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks.pixels import Form
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
-IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "file_name", "filename", "path")
 PICTURES_FILE = "pictures.json"
 TOGETHER = 1024  # pictures that are decoded between two looks at the memory
 SAMPLE_BYTES = 32 << 20  # of pictures as they came, whose values are averaged

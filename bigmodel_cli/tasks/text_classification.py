@@ -74,9 +74,16 @@ class TextClassification(TextTask, Classification):
 
     @classmethod
     def claims(cls, columns: Mapping[str, str]) -> bool:
-        from bigmodel_cli.tasks.columns import TEXT_NAMES, usual
+        """A label beside a text: of a usual name, or the only one that is not what another task
+        reads."""
+        from bigmodel_cli.tasks import dialogues
+        from bigmodel_cli.tasks.columns import IMAGE_NAMES, TEXT_NAMES, strings_in, usual
 
-        return bool(usual(columns, TEXT_NAMES) and usual(columns, LABEL_NAMES))
+        label = usual(columns, LABEL_NAMES)
+        if not label or usual(columns, TEXT_NAMES):
+            return bool(label)
+        others = usual(columns, IMAGE_NAMES) or dialogues.complete(dialogues.columns(columns, {}))
+        return not others and len([n for n in strings_in(columns) if n != label]) == 1
 
     def columns(
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str

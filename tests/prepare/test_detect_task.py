@@ -101,6 +101,7 @@ FORMS = {
     "a list with a byte order mark": "\ufeff" + json.dumps(LABELLED),
     "a list with a name": json.dumps({"version": 1.1, "data": LABELLED}),
     "a list with another name": json.dumps({"rows": LABELLED, "count": 20}, indent=1),
+    "a list with a name in an answer": json.dumps({"code": 0, "message": "ok", "data": LABELLED}),
     "objects over several lines": "\n".join(json.dumps(row, indent=2) for row in LABELLED),
     "objects on one line": "".join(json.dumps(row) for row in LABELLED),
 }
@@ -170,8 +171,9 @@ def test_texts_in_json_are_rows_and_settings_are_said(empty: Cli) -> None:
     assert texts(empty) == {row["text"] for row in TEXTS}
     said = prepared(empty, "notes", *ALL)
     assert (
-        "task language: 2 files as text, of which .json without records (`settings.json`)" in said
-    )
+        "task language: 2 files as text (`a.md`, `settings.json`), of which .json without records "
+        "(`settings.json`)"
+    ) in said
 
 
 # What lies beside ------------------------------------------------------------------------------
@@ -198,6 +200,23 @@ def test_text_beside_records_is_skipped_and_named(empty: Cli) -> None:
                 says=["`notes.txt`", "no records"], hint=["--exclude"])  # fmt: skip
     # a shell's `in/*` names LICENSE, too
     prepared(empty, "in/a.jsonl", "in/LICENSE", *ALL)
+    assert labelled(empty) == WANTED
+
+
+def test_records_that_the_task_cannot_use_are_an_error_that_helps(empty: Cli) -> None:
+    write(empty.cwd, {"in/a.jsonl": lines(LABELLED), "in/sub/sizes.csv": "width,height\n1,2\n"})
+    result = empty.fails("prepare", "in", code=4, says=["`sub/sizes.csv`", "the label"],
+                         hint=["`width`, `height`", "--exclude 'sub/sizes.csv'"])  # fmt: skip
+    _, _, advice = result.error()[1].partition("--exclude ")
+    prepared(empty, "in", "--exclude", advice.strip("'"), *ALL)
+    assert labelled(empty) == WANTED
+
+
+def test_a_working_directory_among_the_sources_is_not_mentioned(empty: Cli) -> None:
+    write(empty.cwd, {"a.jsonl": lines(LABELLED)})
+    for _ in range(2):
+        said = prepared(empty, ".", "--exclude", "corpus.jsonl", *ALL)
+        assert "skipped" not in said
     assert labelled(empty) == WANTED
 
 
@@ -269,6 +288,7 @@ def test_a_few_images_among_texts_are_skipped(empty: Cli) -> None:
         ([{"编号": f"第{i}号", "n": i} for i in range(20)], "`编号`, `n`"),
         ([{"n": i, "x": i / 2} for i in range(20)], "`n`, `x`"),
         ([{"part": f"A-10{i}", "n": i} for i in range(20)], "`part`"),
+        ([{"when": f"2026-01-{i + 10} 10:00:00", "n": i} for i in range(20)], "`when`"),
     ],
 )
 @pytest.mark.parametrize("end", [".jsonl", ".csv", ".parquet", ".json"])
@@ -444,6 +464,18 @@ def test_aligned_files_with_files_to_hold_out(
         assert pairs(empty, part) == {
             (f"{prefix} {row[source]}", f"{prefix} {row[target]}") for row in PAIRS[:count]
         }
+
+
+@pytest.mark.parametrize("names", ["a.{}.txt", "{}.txt", "my_{}.txt", "deep.{}_CN.txt.gz"])
+def test_a_language_may_be_a_word_of_the_name(empty: Cli, names: str) -> None:
+    for end in ("en", "zh"):
+        text = "".join(f"{row[end]}\n" for row in PAIRS).encode()
+        name = f"in/{names.format(end)}"
+        write(empty.cwd, {name: gzip.compress(text) if name.endswith(".gz") else text})
+    said = prepared(empty, "in", *ALL)
+    code = "_CN" if "_CN" in names else ""
+    assert f"task translation: source from `en{code}`, target from `zh{code}`, in 1 pair" in said
+    assert pairs(empty) == {(row["en"], row["zh"]) for row in PAIRS}
 
 
 def test_notes_in_two_languages_among_others_are_texts(empty: Cli) -> None:
