@@ -28,7 +28,8 @@ HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
     torchrun --nproc-per-node 2 -m -- bigmodel_cli train    (several GPUs, or machines)
 
 A run that was stopped goes on where it was, to the very same weights; a finished one is up to
-date; one begun with other options is not touched (--restart, or another --run).
+date; one that has other options is not touched (--restart, or another --run). To train a finished
+one further, start another from its weights: --from default --run longer.
 
 Sizes, as blocks × width and millions of weights with a small vocabulary ({vocabularies}):
 
