@@ -191,7 +191,7 @@ def _expand(pattern: str, exclude: Sequence[str], spool: Path, delimited: str) -
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         with spool.open("rb") as file:
             jsonl = file.read(1) == b"{"
-        table = ".tsv" if delimited == "\t" or len(delimited) > 1 else ".csv"
+        table = ".csv" if delimited == "," else ".tsv"
         yield Source("stdin" + (".jsonl" if jsonl else table if delimited else ".txt"), spool)
         return
     if pattern.startswith("hf:"):
