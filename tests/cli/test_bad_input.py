@@ -133,7 +133,7 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
     ),
     "JSON lines in UTF-16 without its mark": (
         {"u.jsonl": "".join(f'{{"text": "{t}"}}\n' for t in DOCUMENTS).encode("utf-16-be")},
-        "u.jsonl", ["unreadable", "u.jsonl, line 2"], "",
+        "u.jsonl", ["unreadable", "u.jsonl, line 1"], "",
     ),
     "JSON lines, all malformed": (
         {"m.jsonl": b'{"text": \nnonsense\n{]}\n'}, "m.jsonl",
