@@ -213,12 +213,8 @@ def test_aligned_files_of_any_compression_are_translations(empty: Cli) -> None:
     ):  # fmt: skip
         text = "".join(line + "\n" for line in lines)
         (empty.cwd / name).write_bytes(pack(text.encode("utf-16")))
-    command = [
-        "prepare",
-        "a.fr.xz",
-        "a.zh.bz2",
-        *["--tokenizer", "bytes", "--val", "0", "--test", "0"],
-    ]
+    plain = ("--tokenizer", "bytes", "--val", "0", "--test", "0")
+    command = ("prepare", "a.fr.xz", "a.zh.bz2", *plain)
     done = empty.works(*command)
     assert "`a.fr.xz` is read as UTF-16-LE, as its byte order mark says" in done.err
     made = empty.manifest()
@@ -226,7 +222,7 @@ def test_aligned_files_of_any_compression_are_translations(empty: Cli) -> None:
     assert made["ledger"]["kept"]["rows"] == 30
     half = (empty.cwd / "a.fr.xz").read_bytes()
     (empty.cwd / "a.fr.xz").write_bytes(half[: len(half) // 2])
-    empty.fails(*command, code=4, says=["cannot be read to its end"], hint=["truncated"])  # fmt: skip
+    empty.fails(*command, code=4, says=["cannot be read to its end"], hint=["truncated"])
 
 
 def test_an_encoding_where_nothing_is_text_is_said(empty: Cli) -> None:
