@@ -327,7 +327,9 @@ def _check(
                   if part.name.startswith("min_"))  # fmt: skip
         raise DataError(
             "nothing is left to train on" + (f": {reasons}" if reasons else ""),
-            "check the source, --column" + "".join(limits),
+            "check the source, --column"
+            + ", --encoding" * ("unreadable" in ledger["dropped"])
+            + "".join(limits),
         )
     _check_loss(config, ledger)
     came, lost = ledger["in"]["rows"], ledger["in"]["rows"] - ledger["kept"]["rows"]

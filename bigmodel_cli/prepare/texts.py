@@ -40,16 +40,21 @@ def encoding_named(name: str) -> str:
     """Python's name of an encoding; none for none. Raises UsageError for one that is unknown."""
     if not name:
         return ""
+    if not _is_text(name):
+        known = {alias.replace("_", "-") for pair in aliases.items() for alias in pair}
+        near = did_you_mean(name.lower(), filter(_is_text, known))
+        hint = near if near.startswith("did") else "for example: --encoding gbk"
+        raise UsageError(f"--encoding is `{name}`, which is unknown", hint)
+    return codecs.lookup(name).name
+
+
+def _is_text(name: str) -> bool:
+    """Whether it is an encoding of text that Python has."""
     try:
-        found = codecs.lookup(name)
-        "".encode(name)  # what is no encoding of text refuses
-    except (LookupError, UnicodeError, ValueError):
-        usual = {alias.replace("_", "-") for alias in (*aliases, *aliases.values())}
-        raise UsageError(
-            f"--encoding is `{name}`, which is unknown",
-            did_you_mean(name.lower(), usual) if len(name) > 1 else "for example: --encoding gbk",
-        ) from None
-    return found.name
+        "".encode(name)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def opened(source: Source, layout: Layout) -> IO[bytes]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import json
+import lzma
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from bigmodel_cli.artifacts.ledger import Ledger
@@ -201,3 +205,29 @@ def test_classes_of_another_encoding_go_by_their_names(empty: Cli) -> None:
     assert made["recipe"]["options"]["encoding"] == "gbk"
     assert "up to date" in empty.works(*command, "--encoding", "gbk").out
     empty.fails(*command, "--encoding", "gbkk", code=2, says=["`gbkk`"], hint=["`gbk`"])
+
+
+def test_aligned_files_of_any_compression_are_translations(empty: Cli) -> None:
+    for name, lines, pack in (
+        ("a.fr.xz", FRENCH, lzma.compress), ("a.zh.bz2", CHINESE, bz2.compress),
+    ):  # fmt: skip
+        text = "".join(line + "\n" for line in lines)
+        (empty.cwd / name).write_bytes(pack(text.encode("utf-16")))
+    plain = ("--tokenizer", "bytes", "--val", "0", "--test", "0")
+    command = ("prepare", "a.fr.xz", "a.zh.bz2", *plain)
+    done = empty.works(*command)
+    assert "`a.fr.xz` is read as UTF-16-LE, as its byte order mark says" in done.err
+    made = empty.manifest()
+    assert made["task"] == "translation"
+    assert made["ledger"]["kept"]["rows"] == 30
+    half = (empty.cwd / "a.fr.xz").read_bytes()
+    (empty.cwd / "a.fr.xz").write_bytes(half[: len(half) // 2])
+    empty.fails(*command, code=4, says=["cannot be read to its end"], hint=["truncated"])
+
+
+def test_an_encoding_where_nothing_is_text_is_said(empty: Cli) -> None:
+    table = pa.table({"text": CHINESE})
+    pyarrow.parquet.write_table(table, empty.cwd / "a.parquet")
+    done = empty.works("prepare", "a.parquet", "--val", "0", "--test", "0",
+                       "--tokenizer", "bytes", "--encoding", "gbk")  # fmt: skip
+    assert "--encoding changes nothing: no source is text" in done.err

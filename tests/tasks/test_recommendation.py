@@ -427,7 +427,7 @@ BAD: dict[str, tuple[bytes, list[str], int, list[str]]] = {
     "one instant": (b"user,item,time\na,x,1\na,y,1\nb,x,1\n",
                     ["--min-count", "1", "--split-by", "time", "--test", "0.5"], 4,
                     ["train", "empty"]),
-    "not UTF-8": (b"user,item\na,\xff\n", ["--min-count", "1"], 4, ["malformed"]),
+    "not UTF-8": (b"user,item\na,\xff\n", ["--min-count", "1"], 4, ["unreadable"]),
     "a zero byte": (b"user,item\na,x\x00\n", ["--min-count", "1"], 4, ["malformed"]),
     "no rows": (b"user,item\n", [], 4, ["nothing is left"]),
     "a bad count": (b"user,item\na,x\n", ["--min-count", "0"], 2, ["`0`"]),
@@ -463,7 +463,8 @@ def test_lines_of_other_files_that_are_cut_short_are_counted(empty: Cli) -> None
                 "::", "--min-count", "1", "--val", "0", "--test", "0")  # fmt: skip
     dropped = empty.manifest()["ledger"]["dropped"]
     assert {name: entry["where"] for name, entry in dropped.items()} == {
-        "malformed": ["ratings.dat, line 2", "ratings.dat, line 4"]
+        "malformed": ["ratings.dat, line 2"],
+        "unreadable": ["ratings.dat, line 4 (not UTF-8)"],
     }
 
 
