@@ -1,8 +1,8 @@
 """What a file of JSON holds, by its beginning: people keep records in several forms.
 
-`jsonl`: an object on each line. `json`: a list of objects, or objects one after another over
-several lines. `object`: a single one, in which a list of objects may have a name. `text`: anything
-else.
+`jsonl`: an object on each line. `json`: a list of objects or texts, or objects one after another
+over several lines. `object`: a single one, in which a list of objects may have a name. `text`:
+anything else.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def peek(file: IO[bytes], most: int) -> Form:
     text = head.decode("utf-8-sig", errors="ignore")
     at = _after(_SPACE, text, 0)
     if text[at : at + 1] == "[":
-        rows = _objects(_items(text, at)[0], most)
+        items = _items(text, at)[0]
+        rows = _objects(items, most) or _objects(_texts(items), most)
         return Form("json", rows) if rows else Form("text")
     if text[at : at + 1] != "{":
         return Form("text")
@@ -87,6 +88,8 @@ def json_whole(
     if source.key:
         rows = rows[0][source.key]
     objects = [row for row in rows if isinstance(row, dict)]
+    if not objects:
+        objects = rows = _texts(rows)
     if not objects:
         return
     records = Records(source, choose(types_of(objects), f"`{source.name}`"), layout)
@@ -154,6 +157,12 @@ def _objects(found: Any, most: int) -> list[Row]:
         if len(rows) == most:
             break
     return rows
+
+
+def _texts(items: list[Any]) -> list[Row]:
+    """The rows of a list that holds nothing but texts."""
+    texts = all(isinstance(item, str) for item in items)
+    return [{"text": item} for item in items] if texts else []
 
 
 def _values(text: str, at: int) -> Iterator[tuple[Any, int]]:

@@ -169,6 +169,9 @@ def test_texts_in_json_are_rows_and_settings_are_said(empty: Cli) -> None:
                       "notes/settings.json": '{"theme": "dark", "size": 12}'})  # fmt: skip
     prepared(empty, "a.json", *ALL)
     assert texts(empty) == {row["text"] for row in TEXTS}
+    write(empty.cwd, {"b.json": json.dumps([row["text"] for row in TEXTS])})  # a list of texts
+    assert "text from `text`, in 1 file of records" in prepared(empty, "b.json", *ALL)
+    assert texts(empty) == {row["text"] for row in TEXTS}
     said = prepared(empty, "notes", *ALL)
     assert (
         "task language: 2 files as text (`a.md`, `settings.json`), of which .json without records "

@@ -260,6 +260,8 @@ def test_nothing_left_is_none() -> None:
         ({"id": "number", "lines": "string"}, "", "lines"),
         ({"text": "string", "title": "string"}, "title", "title"),
         ({"a": "string", "b": "string", "sentence": "string"}, "", "sentence"),
+        ({"Text": "string", "Title": "string"}, "", "Text"),
+        ({"userId": "string", "url": "string", "note": "string"}, "", "note"),
     ],
 )
 def test_the_column_of_text_is_found(found: dict[str, str], wanted: str, column: str) -> None:
@@ -274,7 +276,8 @@ def test_the_column_of_text_is_found(found: dict[str, str], wanted: str, column:
         ({"id": "number"}, ""),
         ({}, ""),
         ({"text": "string"}, "body"),
-        ({"Text": "string", "Title": "string"}, ""),
+        ({"Heading": "string", "Title": "string"}, ""),
+        ({"userId": "string", "url": "string"}, ""),
     ],
 )
 def test_an_unclear_column_is_asked_for(found: dict[str, str], wanted: str) -> None:

@@ -243,7 +243,7 @@ def test_balanced_weights_change_the_loss_of_rare_classes(tmp_path: Path) -> Non
 def test_the_command_line_says_what_it_found(empty: Cli) -> None:
     rows(empty.cwd, many(60, {"a": 40, "b": 20}))
     made = empty.works("prepare", "rows.jsonl", "--val", "0.2", "--test", "0.2")
-    assert "task text-classification: it has `text`, `label`" in made.err
+    assert "task text-classification: text from `text`, label from `label`, in 1 file" in made.err
     assert "2 classes, the rarest in training `b` with 12" in made.err
     assert "texts" in made.out
     empty.works("train", "--steps", "2", "--width", "16", "--layers", "1", "--heads", "1")
