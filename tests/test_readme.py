@@ -13,10 +13,13 @@ import pytest
 
 from bigmodel_cli import errors
 from bigmodel_cli.cli.app import build
-from tests.stages import ROOT, STORIES
+from tests.conftest import Cli
+from tests.stages import ROOT
 
 FEW = {"make_translations.py": "--pairs 300", "make_shapes.py": "--images 300",
        "make_sessions.py": "--users 150"}  # fmt: skip
+# what the commands read, from a clone
+NAMED = ("README.md", "bigmodel_cli", "data", "docs")
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -29,16 +32,13 @@ def commands() -> list[str]:
 
 @pytest.mark.slow
 def test_its_commands_run(tmp_path: Path) -> None:
-    """In order, in a folder that holds what they name; only made shorter."""
-    shutil.copytree(ROOT / "data", tmp_path / "data")
-    lines = STORIES.read_text("utf-8").splitlines(keepends=True)
-    (tmp_path / "notes.txt").write_text("Some notes of mine.\n" * 3)
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "a.jsonl").write_text("".join(lines[:300]))
-    (tmp_path / "more" / "deep").mkdir(parents=True)
-    (tmp_path / "more" / "deep" / "b.jsonl").write_text("".join(lines[300:400]))
-    subprocess.run(["gzip", tmp_path / "more" / "deep" / "b.jsonl"], check=True)
-    (tmp_path / "held-out.txt").write_text("One day a fox went out.\n" * 40)
+    """In order, in a folder that holds what a clone does; only made shorter."""
+    for name in NAMED:
+        if (ROOT / name).is_dir():
+            leave = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=leave)
+        else:
+            shutil.copy(ROOT / name, tmp_path)
     found = commands()
     assert len(found) >= 10
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -52,6 +52,18 @@ def test_its_commands_run(tmp_path: Path) -> None:
             capture_output=True, env={**os.environ, "PATH": path},
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert {path.name for path in tmp_path.iterdir()} <= {*NAMED, *ignored}
+
+
+def test_its_fingerprint_is_the_same_here(empty: Cli) -> None:
+    """As on every machine."""
+    made = empty.works("prepare", str(ROOT / "data" / "stories"))
+    first, _, table = made.out.partition("\n")
+    shown = re.search(r"\nprepared work/data in .* s (\(\w{12}\))\n(.*?)```", README, re.S)
+    assert shown
+    assert first.endswith(shown[1])
+    assert table == shown[2]
 
 
 def test_its_tree_matches_the_files() -> None:

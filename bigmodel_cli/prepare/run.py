@@ -26,6 +26,7 @@ from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
 from bigmodel_cli.worker import Worker
 
+RULES = 2  # counts up whenever the same sources and options make other data than before
 FEW_UNITS = 30
 
 
@@ -105,6 +106,7 @@ def run(
         cache.save()
         recipe = {
             "stage": "prepare",
+            "rules": RULES,
             "inputs": described,
             "options": {**_options(config), "task": task.name, **task.identity()},
         }
