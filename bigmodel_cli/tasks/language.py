@@ -312,19 +312,20 @@ class Language(TextTask):
             text = [t for t in tokens if t not in self.tokenizer.specials]
             cut = min(half, max(1, len(text) // 2))
             start, rest = self.tokenizer.decode(text[:cut]), self.tokenizer.decode(text[cut:])
-            document = {"prompt": start, "max_tokens": 96, "temperature": 0.8, "top_p": 0.95,
-                        "seed": seed}  # fmt: skip
+            document: dict[str, Any] = {"prompt": start, "max_tokens": 96, "temperature": 0.8,
+                                        "top_p": 0.95, "seed": seed}  # fmt: skip
             if self.masked:
                 shown = self.tokenizer.decode(text[: self.options.context // 2])
                 words = [match.span() for match in re.finditer(WORDS, shown)] or [(0, len(shown))]
                 first, last = words[len(words) // 2]
-                document["prompt"] = start = f"{shown[:first]}<|mask|>{shown[last:]}"
+                start = f"{shown[:first]}<|mask|>{shown[last:]}"
+                document = {"prompt": start}
             try:
                 request = self.request(document)
-                outputs = [last for *_, last in self.answer(model, [request]) if last]
-            except DataError:  # a masked text that does not come back from its tokens
-                continue
-            found.append({"prompt": start, "output": outputs[0]["text"], "reference": rest[:400]})
+                output = next(last["text"] for *_, last in self.answer(model, [request]) if last)
+            except DataError as error:  # a masked text that does not come back from its tokens
+                output = f"({error.message})"
+            found.append({"prompt": start, "output": output, "reference": rest[:400]})
         return found
 
     def proof(self, split: Split, count: int) -> Proof:

@@ -43,6 +43,10 @@ CONTEXT = 64
 ENDLESS = {"prompt": "Zü", "max_tokens": 1 << 20, "temperature": 0}
 
 
+MANIFEST = {"name": "tiny/model", "layout": "native", "task": "language", "fingerprint": "",
+            "training": "", "data_fingerprint": ""}  # fmt: skip
+
+
 def bundle(folder: Path, objective: str, steps: int) -> Predictor:
     """A tiny model of bytes that learned to go on with CYCLE for some steps."""
     torch.manual_seed(0)
@@ -64,10 +68,7 @@ def bundle(folder: Path, objective: str, steps: int) -> Predictor:
         optimizer.step()
     checkpoint.save_tensors(folder / checkpoint.MODEL, model.state_dict())
     files = {path.name: file_info(path) for path in folder.iterdir()}
-    write_json(
-        folder / BUNDLE,
-        {"files": files, "model": config.to_json(), "name": "tiny/model", "layout": "native"},
-    )
+    write_json(folder / BUNDLE, {"files": files, "model": config.to_json(), **MANIFEST})
     return Predictor(folder, "cpu", threads=1)
 
 

@@ -75,8 +75,9 @@ def write_bundle(folder: Path, task: Task) -> Path:
     )
     checkpoint.save_tensors(folder / checkpoint.MODEL, SequenceModel(config).state_dict())
     files = {path.name: file_info(path) for path in folder.iterdir()}
-    model = {"model": config.to_json(), "name": "tiny", "layout": "native"}
-    write_json(folder / BUNDLE, {"files": files, **model})
+    manifest = {"name": "tiny", "layout": "native", "task": task.name, "fingerprint": "",
+                "training": "", "data_fingerprint": ""}  # fmt: skip
+    write_json(folder / BUNDLE, {"files": files, "model": config.to_json(), **manifest})
     return folder
 
 

@@ -108,7 +108,7 @@ def test_a_run_from_itself_is_refused_with_a_name_that_is_free(cli: Cli) -> None
 
 def test_hints_name_the_folder_and_run_of_the_command(cli: Cli) -> None:
     done = cli.fails("evaluate", "-w", "elsewhere", "--run", "mine", code=5)
-    assert "bigmodel train -w elsewhere --run mine" in done.error()[1]
+    assert "bigmodel train --run mine -w elsewhere" in done.error()[1]
     done = cli.fails("train", "-w", "else where", "--run", "mine", "--steps", "1", code=5)
     assert done.error()[1].endswith("bigmodel prepare -w 'else where' SOURCE")
     done = cli("evaluate", "-w", "elsewhere", "--json")
