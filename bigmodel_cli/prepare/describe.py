@@ -9,7 +9,7 @@ from bigmodel_cli.prepare.aligned import groups, name_of
 from bigmodel_cli.prepare.detect_task import IMAGES, TEXT_BESIDE, Reading, is_records, size
 from bigmodel_cli.prepare.pictures import label_of
 from bigmodel_cli.prepare.records import Choose
-from bigmodel_cli.prepare.sources import SHOWN, Layout, Source, unpacked
+from bigmodel_cli.prepare.sources import SHOWN, WHOLE, Layout, Source, unpacked
 from bigmodel_cli.prepare.walk import FOLLOWED
 
 
@@ -62,7 +62,9 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
 
 
 def _form(source: Source) -> str:
-    """How a .json is read."""
+    """How a file is read where its name does not say it."""
+    if source.kind == WHOLE:
+        return ", each file a row"
     if source.key:
         return f", of the list `{source.key}`"
     return (

@@ -16,7 +16,7 @@ from bigmodel_cli.prepare.json_keys import columns_of, types_of
 from bigmodel_cli.prepare.readers import BROKEN, columns
 from bigmodel_cli.prepare.readers import read as rows
 from bigmodel_cli.prepare.records import SHOWN_ROWS, Choose
-from bigmodel_cli.prepare.sources import Layout, Source
+from bigmodel_cli.prepare.sources import WHOLE, Layout, Source
 from bigmodel_cli.prepare.split_names import splits_in
 from bigmodel_cli.prepare.texts import opened
 from bigmodel_cli.tasks import TABLE, Task, task_class
@@ -84,6 +84,9 @@ def with_forms(found: Sequence[Source], wanted: Mapping[str, str], layout: Layou
 
 
 def _formed(source: Source, wanted: Mapping[str, str], layout: Layout) -> Iterator[Source]:
+    of_folders = source.folders if source.kind == "text" and not layout.header else {}
+    if of_folders and claims({**dict.fromkeys(of_folders, "folder"), "text": "string"}, wanted):
+        source = source if _about_data(source) else dataclasses.replace(source, form=WHOLE)
     if source.kind not in ("json", "jsonl") or source.path is None:
         yield source
         return

@@ -2,7 +2,8 @@
 
 Files (.jsonl, .csv, .tsv and .parquet hold records, .json may; all else is text, one document a
 file), images, folders, globs, standard input, hub data sets; also compressed, see sources.PACKED.
-Folders whose names are pairs (`label=neg/`) give their sources a column more.
+Folders whose names are pairs (`label=neg/`) give their sources a column more; a text file among
+them is one row.
 """
 
 from __future__ import annotations
@@ -20,19 +21,37 @@ import pyarrow as pa
 
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.prepare import pictures, sources
+from bigmodel_cli.prepare import pictures, records, sources
 from bigmodel_cli.prepare.aligned import aligned
 from bigmodel_cli.prepare.delimited import delimited
 from bigmodel_cli.prepare.json_forms import json_whole, peek
 from bigmodel_cli.prepare.json_keys import types_of
 from bigmodel_cli.prepare.records import ARROW, SHOWN_ROWS, Choose, hub, jsonl, parquet
-from bigmodel_cli.prepare.sources import Layout, Source
-from bigmodel_cli.prepare.texts import not_utf8, opened
+from bigmodel_cli.prepare.sources import WHOLE, Layout, Source
+from bigmodel_cli.prepare.texts import LONGEST_ROW, check_length, not_utf8, opened
 from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.columns import listed
 
+
+def whole(
+    source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Rows]:
+    """A text file that is one row. Raises DataError for one that is too long."""
+    row = records.Records(source, choose({"text": "string"}, f"`{source.name}`"), layout)
+    with opened(source, layout) as file:
+        data = file.read(LONGEST_ROW + 1)
+    check_length(len(data), source.name)
+    advance(len(data))
+    if broken := _undecodable(data):
+        not_utf8(source, layout, ledger, len(data), source.name, broken)
+        return
+    row.add([data.decode()], 1)
+    yield from row.take()
+
+
 READERS = {"jsonl": jsonl, "json": json_whole, "csv": delimited, "tsv": delimited,
-           "parquet": parquet, "idx": pictures.arrays, "numpy": pictures.arrays}  # fmt: skip
+           "parquet": parquet, "idx": pictures.arrays, "numpy": pictures.arrays,
+           WHOLE: whole}  # fmt: skip
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW)
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 

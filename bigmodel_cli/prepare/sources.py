@@ -36,6 +36,7 @@ RECORDS = {
     ".inter": "tsv",  # of RecBole, whose header has types
     ".json": "json",
 }
+WHOLE = "whole"  # the form of a text file that is one row, with columns from its folders' names
 # of the formats that are decoded: PNG, JPEG, BMP, GIF, WebP, AVIF, TIFF, netpbm
 PICTURES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif",
@@ -113,12 +114,12 @@ class Source:
     @property
     def records(self) -> bool:
         """Whether it holds rows that name their columns."""
-        return bool(self.hub) or self.kind in RECORDS.values()
+        return bool(self.hub) or self.kind in (*RECORDS.values(), WHOLE)
 
     @property
     def textual(self) -> bool:
         """Whether it is text in some encoding."""
-        return not self.hub and self.kind in ("text", "csv", "tsv", "jsonl", "json")
+        return not self.hub and self.kind in ("text", WHOLE, "csv", "tsv", "jsonl", "json")
 
     @property
     def folder(self) -> Path:

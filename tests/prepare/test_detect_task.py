@@ -414,6 +414,26 @@ def test_the_names_of_folders_are_columns(empty: Cli, end: str) -> None:
     assert {label for _, label in labelled(empty)} == {"pos", "很好", "a/b"}
 
 
+def test_text_files_in_folders_that_give_their_label(empty: Cli) -> None:
+    wanted = set()
+    for label in ("neg", "很好"):
+        folder = empty.cwd / "in" / f"label={label}"
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("about these films")
+        for i in range(5):
+            text = f"{label} film {i} was long\n\nin {i + 2} parts"
+            (folder / f"{i}.txt").write_text(text, "utf-8")
+            wanted.add((text, label))
+    said = prepared(empty, "in", *ALL, twice=True)
+    assert "text from `text`, label from `label` of the folders, each file a row, in 10" in said
+    assert "skipped 2: no records" in said
+    assert {(" ".join(text.split()), label) for text, label in labelled(empty)} == {
+        (" ".join(text.split()), label) for text, label in wanted
+    }
+    prepared(empty, "in", *ALL, "--task", "language")
+    assert empty.manifest()["splits"]["train"]["units"] == 10
+
+
 def test_splits_and_classes_of_images_in_folders_names(empty: Cli) -> None:
     for part, count in (("train", 8), ("test", 4)):
         for label in ("cat", "dog"):
