@@ -51,7 +51,7 @@ class GateError(BigmodelError):
 
 class DataError(BigmodelError):
     code = 4
-    default_hint = "mend the input, or leave it out"
+    default_hint = "correct the input, or leave it out"
 
 
 class ArtifactError(BigmodelError):

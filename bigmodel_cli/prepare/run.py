@@ -308,7 +308,7 @@ def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:
         raise DataError(
             f"{lost:,} of {came:,} rows were dropped, more than --max-loss {config.max_loss:g}: "
             + _reasons(ledger),
-            "mend the source, or allow more",
+            "correct the source, or allow more",
         )
 
 
