@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from bigmodel_cli.artifacts.manifest import sha256
-from bigmodel_cli.artifacts.tokenizer import FILE, SPECIALS, Tokenizer, finish, shorten
+from bigmodel_cli.artifacts.tokenizer import (
+    FILE,
+    SPECIALS,
+    Tokenizer,
+    finish,
+    is_of_library,
+    shorten,
+)
 from bigmodel_cli.errors import UsageError
 
 MOST_HOLES = 1 << 16  # ids without a token: each costs a row of the embedding
@@ -53,9 +60,9 @@ def bring(source: str) -> Tokenizer:
             inner = Inner.from_str(text)  # raises for what is none
         numbered = _numbered(json.loads(text), source)
         inner = Inner.from_str(json.dumps(numbered)) if numbered else inner
-    except UsageError:
-        raise
-    except Exception as error:  # `tokenizers` raises plain Exception
+    except BaseException as error:
+        if isinstance(error, UsageError) or not is_of_library(error):
+            raise
         raise UsageError(
             f"--tokenizer `{source}` cannot be loaded: {error}",
             "give chars, bytes, a tokenizer.json, a run or bundle, or hf:ID",

@@ -190,6 +190,13 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are."""
+    import torch
+
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
 def load_tensors(path: Path, what: str = "checkpoint", hint: str = HINT) -> dict[str, Tensor]:
     """Reads a safetensors file into memory. Raises ArtifactError."""
     from safetensors import SafetensorError

@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from bigmodel_cli.config import TrainConfig
+from bigmodel_cli.options import keys
+
 MOST_NUMBER = 1 << 53  # what JSON's readers agree on
 
 
@@ -33,7 +36,15 @@ POSITIVE = Kind("a positive number", lambda value: _is_number(value) and value >
 NUMBER = Kind("a number", _is_number)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 STEP = Kind("a checkpoint's name", lambda value: bool(re.fullmatch(r"step-\d{8,18}", str(value))))
-ANY = "*"  # in place of a field's name: whatever the names are
+FIGURES = Kind(
+    "numbers by their names, or null",
+    lambda value: (
+        value is None
+        or (isinstance(value, dict) and all(x is None or _is_number(x) for x in value.values()))
+    ),
+)
+CELL = Kind("text or a number", lambda value: isinstance(value, str) or _is_number(value))
+ANY, SOME = "*", "+"  # in place of a field's name: whatever the names are; at least one
 
 
 def maybe(kind: Kind) -> Kind:
@@ -61,8 +72,9 @@ DATA = {
     "ledger": {"in": AMOUNT, "kept": AMOUNT, "dropped": REASONS, "removed": REASONS},
     "codec": FILES,
 }  # fmt: skip
+OPTIONS = {f"{k.name}?": maybe(NUMBER) for k in keys(TrainConfig) if k.type in (int, float)}
 RUN = {
-    "run": TEXT, "task": TEXT, "options": OBJECT, "fingerprint": TEXT, "data_fingerprint": TEXT,
+    "run": TEXT, "task": TEXT, "options": OPTIONS, "fingerprint": TEXT, "data_fingerprint": TEXT,
     "origin?": maybe(TEXT), "model": OBJECT, "codec": FILES,
     "hardware": {"name": TEXT, "device": TEXT},
     "resolved": {
@@ -75,14 +87,16 @@ BEST = {"name": STEP}
 CHECKPOINT = {
     "step": COUNT, "tokens": COUNT, "elapsed": NUMBER, "reserve?": NUMBER, "finished?": FLAG,
     "decay_began?": maybe(COUNT), "best?": {"name?": STEP, "value?": NUMBER, "loss?": NUMBER},
-    "keep?": COUNT, "log_bytes?": COUNT, "files": FILES,
+    "keep?": COUNT, "log_bytes?": COUNT, "files": FILES, "validation?": FIGURES,
+    "allowance?": {"rows": maybe(COUNT), "spent": NUMBER, "saving": NUMBER, "pace": NUMBER},
 }  # fmt: skip
 EVALUATION = {
     "task": TEXT, "run": TEXT, "checkpoint": TEXT, "split": TEXT, "unit": TEXT,
     "fingerprint": TEXT, "data_fingerprint": TEXT, "weights": TEXT, "protocol": OBJECT,
-    "metrics": {ANY: {"value": maybe(NUMBER), "low": maybe(NUMBER), "high": maybe(NUMBER),
-                      "n": COUNT, "higher_is_better": FLAG}},
-    "baseline": {ANY: {"value": NUMBER, "name": TEXT}},
+    "metrics": {SOME: {"value": maybe(NUMBER), "low": maybe(NUMBER), "high": maybe(NUMBER),
+                       "n": COUNT, "higher_is_better": FLAG}},
+    "baseline": {ANY: {"value": NUMBER, "name": TEXT, "model_is?": TEXT}},
+    "tables?": [{"title": TEXT, "header": [TEXT], "rows": [[CELL]]}],
     "baselines": {ANY: {ANY: maybe(NUMBER)}},
     "gates": [{"rule": TEXT, "passed": FLAG, "value": maybe(NUMBER)}],
     "samples": [{"prompt": TEXT, "output": TEXT, "reference": TEXT}],
@@ -115,8 +129,11 @@ def problem(value: Any, form: Form, name: str = "") -> str:
         if not isinstance(value, dict):
             return f"`{name}` must be an object"
         within = f"{name}." if name else ""
-        if ANY in form:
-            items = ((f"{within}{key}", item, form[ANY]) for key, item in value.items())
+        wild = next((key for key in (ANY, SOME) if key in form), "")
+        if wild == SOME and not value:
+            return f"`{name}` must not be empty"
+        if wild:
+            items = ((f"{within}{key}", item, form[wild]) for key, item in value.items())
         else:
             wanted = {key.removesuffix("?"): key for key in form}
             missing = [key for key, name in wanted.items() if key == name and key not in value]

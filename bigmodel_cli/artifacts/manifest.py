@@ -181,7 +181,11 @@ def inside(folder: Path, name: str, what: str, hint: str) -> Path:
     name or by a link."""
     path = folder / name
     plain = name not in ("", ".", "..") and not {"/", "\0"} & {*name}
-    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        within = plain and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        within = False
+    if not within:
         raise ArtifactError(f"the {what} `{folder}` lists `{name}`, which is not in it", hint)
     return path
 

@@ -55,6 +55,10 @@ HARD = (
     "<|endoftext|> <|im_start|>user<|im_end|>",
 )  # fmt: skip
 HINT = "build it again: bigmodel prepare SOURCE --force"
+OTHER = (
+    "use a tokenizer that has an unknown token, or a new one, which reads any text: bigmodel "
+    "prepare SOURCE --tokenizer bpe"
+)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -86,6 +90,8 @@ class Tokenizer:
         self.inner.encode_special_tokens = True  # they are text unless we add them ourselves
         self.inner.no_truncation()
         self.inner.no_padding()
+        if getattr(inner.model, "dropout", None):
+            inner.model.dropout = None  # the same text has the same tokens
         self.size: int = inner.get_vocab_size(with_added_tokens=True)
         self.endoftext: int = inner.token_to_id(ENDOFTEXT)
         self.pad: int = inner.token_to_id(PAD)
@@ -226,21 +232,26 @@ class Tokenizer:
             return ak.to_numpy(ak.flatten(found)).astype(self.dtype), ak.to_numpy(ak.num(found))
         parts = [np.array(item.ids, self.dtype) for item in self._items(texts.to_pylist())]
         ids = np.concatenate(parts)
-        if self._spelled:
-            ids[np.isin(ids, self._spelled)] = self.unknown
+        if self._spelled and (spelled := np.isin(ids, self._spelled)).any():
+            if self.unknown is None:
+                token = self.inner.id_to_token(int(ids[spelled][0]))
+                raise DataError(f"the tokenizer cannot encode a text that spells `{token}`: it has "
+                                "no unknown token", OTHER)  # fmt: skip
+            ids[spelled] = self.unknown
         return ids, np.array([len(part) for part in parts], np.int64)
 
     def _items(self, texts: Sequence[str]) -> Any:
         """Texts as `tokenizers` encodes them. Raises DataError for one that it cannot encode."""
         try:
             return self.inner.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # it raises plain Exception
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
             if len(texts) > 1:
                 return [item for text in texts for item in self._items([text])]
             raise DataError(
                 f"the tokenizer cannot encode `{shorten(texts[0])}`: {error}",
-                "use a tokenizer that has an unknown token, or a new one, which reads any text: "
-                "bigmodel prepare SOURCE --tokenizer bpe",
+                OTHER,
             ) from None
 
     def encode(self, text: str) -> list[int]:
@@ -313,6 +324,12 @@ def _groups(sizes: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
         first = last
 
 
+def is_of_library(error: BaseException) -> bool:
+    """Whether `tokenizers` raised an error: it raises plain Exception, or what Rust panics with,
+    which is none, as a signal is."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def load(folder: Path, hint: str = HINT) -> Tokenizer:
     """Reads tokenizer.json from a folder. Raises ArtifactError."""
     from tokenizers import Tokenizer as Inner
@@ -322,7 +339,9 @@ def load(folder: Path, hint: str = HINT) -> Tokenizer:
         tokenizer = Tokenizer(Inner.from_str(path.read_text("utf-8")))
     except FileNotFoundError:
         raise ArtifactError(f"there is no tokenizer at `{path}`", hint) from None
-    except Exception as error:  # `tokenizers` raises plain Exception
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
         raise ArtifactError(f"the tokenizer `{path}` is corrupt: {error}", hint) from None
     if None in (tokenizer.endoftext, tokenizer.pad, tokenizer.mask):
         raise ArtifactError(f"the tokenizer `{path}` lacks {ENDOFTEXT}, {PAD} or {MASK}", hint)

@@ -22,6 +22,8 @@ def named(*flags: str) -> str:
         for flag in flags:
             if flag.startswith("--") and word.startswith(f"{flag}="):
                 return word.partition("=")[2]
+            if not flag.startswith("--") and re.match(rf"-q?{flag[1]}.", word):
+                return word.partition(flag[1])[2].removeprefix("=")
     return ""
 
 

@@ -107,6 +107,8 @@ def _one(predictor: Any, prompt: str, defaults: Mapping[str, Any], as_json: bool
 
 def _lines(handle: int, most: int) -> Iterator[list[bytes]]:
     """Batches of lines: as many as are there, so that a partner on a pipe is answered at once."""
+    from bigmodel_cli.deploy.predict import LONGEST_LINE
+
     rest: list[bytes] = []
     ready: list[bytes] = []
     while True:
@@ -121,7 +123,8 @@ def _lines(handle: int, most: int) -> Iterator[list[bytes]]:
         if lines:
             lines[0] = b"".join([*rest, lines[0]])
             rest = []
-        rest.append(last)
+        if sum(map(len, rest)) <= LONGEST_LINE:  # of a longer one, which is an error, no more
+            rest.append(last)
         ready += [line for line in lines if line.strip()]
     final = b"".join(rest)
     ready += [final] if final.strip() else []

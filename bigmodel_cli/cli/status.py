@@ -153,10 +153,11 @@ def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
         return {"state": "stale", "detail": why, **_size_of(item.evaluation)}
     gates = [gate["passed"] for gate in document["gates"]]
     verdict = f", {sum(gates)} of {len(gates)} gates passed" if gates else ""
+    sample = document["protocol"].get("sample")
     return {
         "state": "fresh", **_size_of(item.evaluation),
         "detail": f"{metric} {entry['value'] or 0:.4g} on {document['split']}, "
-        f"{document['checkpoint']}{verdict}",
+        f"{document['checkpoint']}{verdict}{f', {sample}' if sample else ''}",
     }  # fmt: skip
 
 

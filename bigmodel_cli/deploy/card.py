@@ -32,7 +32,7 @@ def card(
         lines += [
             f"It loads in transformers as `{ARCHITECTURE}`, with no custom code:", "",
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
             f'model = AutoModelForCausalLM.from_pretrained("{name}")',
             f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
             "```", "",
@@ -153,7 +153,8 @@ def _cell(value: Any) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     count = next(iter(evaluation["metrics"].values()))["n"]
-    lines = [f"On the {evaluation['split']} split, {count:,} {evaluation['unit']}:", "",
+    scored = evaluation["protocol"].get("sample") or f"{count:,} {evaluation['unit']}"
+    lines = [f"On the {evaluation['split']} split, {scored}:", "",
              "| metric | model | 95 % interval | strongest baseline | model is |",
              "|---|---:|---:|---:|---:|"]  # fmt: skip
     for metric, entry in evaluation["metrics"].items():

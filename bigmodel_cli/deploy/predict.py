@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from bigmodel_cli.artifacts import bundle, checkpoint
 from bigmodel_cli.artifacts.bundle import HINT
-from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
+from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, UsageError
 from bigmodel_cli.models.device import set_up
 from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import build
@@ -38,13 +39,16 @@ class Predictor:
             self.name = str(self.manifest["name"])
             layout = self.manifest["layout"]
             own = str(self.manifest.get("precision", "fp32"))  # which older bundles do not say
-        except (KeyError, TypeError, AttributeError) as error:
+            shape = self.task.shape()
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise ArtifactError(f"the bundle `{folder}` is corrupt: {error!r}", HINT) from None
-        if config.shape != self.task.shape():
+        if config.shape != shape:
             raise ArtifactError(f"the bundle `{folder}` is corrupt: its model is not of its task",
                                 HINT)  # fmt: skip
         path = folder / checkpoint.MODEL
         weights = checkpoint.load_tensors(path, "bundle", HINT)
+        if not all(map(checkpoint.is_finite, weights.values())):
+            raise ArtifactError(f"the bundle `{path}` is corrupt: not all numbers are finite", HINT)
         if layout == "huggingface":
             weights = native_weights(weights, config)
         if precision == "auto" and own == "int8" and device == "auto":
@@ -93,7 +97,7 @@ class Predictor:
                 try:
                     if len(line) > LONGEST_LINE:
                         raise ValueError(f"over {LONGEST_LINE >> 20} MiB")
-                    document = json.loads(line, parse_constant=_refuse)
+                    document = json.loads(line, parse_constant=_refuse, parse_float=_finite)
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"not a line of JSON: {error}") from None
                 if isinstance(document, dict) and "id" in document:
@@ -116,8 +120,15 @@ class Predictor:
         return answers
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        _refuse(text)
+    return value
+
+
 def _refuse(constant: str) -> None:
-    raise ValueError(f"`{constant}` is no number of JSON's")
+    raise ValueError(f"`{constant}` is not a JSON number")
 
 
 def error_document(error: BigmodelError) -> dict[str, Any]:

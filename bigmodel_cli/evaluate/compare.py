@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigmodel_cli.artifacts import manifest
+from bigmodel_cli.artifacts import forms, manifest
 from bigmodel_cli.artifacts.statistics import Statistics, UnitStatistics
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.evaluate.intervals import Difference, Draws, difference, interval, resample
@@ -36,15 +36,22 @@ class Earlier:
         """Raises ArtifactError."""
         path = Path(name)
         document = manifest.read_json(
-            path, "earlier evaluation", "give --against an evaluation.json", regular=False
-        )
+            path, "earlier evaluation", "give --against an evaluation.json",
+            {"statistics?": forms.FILE}, regular=False,
+        )  # fmt: skip
         beside = path.with_suffix(".safetensors")
         info = document.get("statistics")
-        if not isinstance(info, dict):
+        if info is None:
             return Earlier(path, document, None, "was made without statistics of single units")
         if not beside.exists():
             return Earlier(path, document, None, f"has no `{beside.name}` beside it")
-        return Earlier(path, document, UnitStatistics.read(beside, info), "")
+        try:
+            return Earlier(path, document, UnitStatistics.read(beside, info), "")
+        except ArtifactError as error:
+            raise ArtifactError(
+                error.message,
+                f"restore that file; or delete it, to compare without single units; or {ANOTHER}",
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ RULE = re.compile(
     rf"(?:(-?{NUMBER})|([A-Za-z_]+)\s*(?:([*+-])\s*({NUMBER})\s*(%?))?)\s*"
 )
 SOURCES = ("baseline", "previous")
-FORMS = "a rule is METRIC<=NUMBER, METRIC<=baseline or METRIC<=previous+0.5%"
+FORMS = "a rule is METRIC<=NUMBER, METRIC<=baseline or METRIC<=previous+0.5% (or with >=, <, >)"
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,15 @@ class Rule:
 
 def parse(texts: Sequence[str], metrics: Sequence[Metric], previous: bool) -> list[Rule]:
     """Reads rules; `previous`: whether there is an earlier evaluation. Raises UsageError."""
-    known = [metric.name for metric in metrics]
+    known = {metric.name: ">=" if metric.higher_is_better else "<=" for metric in metrics}
     rules = []
     for text in texts:
         match = RULE.fullmatch(text)
         if not match:
+            first = next(iter(known))
             raise UsageError(
                 f"`--require {text}` is not a rule",
-                f"{FORMS}; for example: --require '{known[0]}<=baseline'",
+                f"{FORMS}; for example: --require '{first}{known[first]}baseline'",
             )
         metric, compare, number, source, sign, size, percent = match.groups()
         if metric not in known:
@@ -91,6 +92,17 @@ def parse(texts: Sequence[str], metrics: Sequence[Metric], previous: bool) -> li
                  shift, bool(sign))
         )  # fmt: skip
     return rules
+
+
+def wrong_way(rules: Sequence[Rule], metrics: Sequence[Metric]) -> list[str]:
+    """What is to be said of rules that a better model would fail."""
+    higher = {metric.name: metric.higher_is_better for metric in metrics}
+    return [
+        f"`--require {rule.text}` fails a better model: "
+        f"{'more' if higher[rule.metric] else 'less'} {rule.metric} is better"
+        for rule in rules
+        if rule.source and (rule.compare[0] == "<") == higher[rule.metric]
+    ]
 
 
 def judge(rules: Sequence[Rule], figures: Figures) -> list[dict[str, Any]]:

@@ -63,6 +63,8 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
     task = load_task(place.codec, CODEC_HINT)
     metrics = (*task.answer_metrics(), *task.metrics())
     rules = gates.parse(config.require, metrics, bool(config.against))
+    for line in gates.wrong_way(rules, metrics):
+        context.warn(line)
     with lock(place.folder, workdir.root):
         if place.read_config() != known:
             raise StoppedError(f"run `{name}` was restarted meanwhile", "run it again")

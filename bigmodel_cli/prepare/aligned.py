@@ -47,8 +47,9 @@ def _word(name: str) -> tuple[str, str, str]:
 
 
 def of_languages(found: Sequence[Source]) -> list[dict[str, Source]]:
-    """The groups of at least two whose ends are languages."""
-    return [group for group in groups(found) if len(group) > 1 and all(map(is_language, group))]
+    """Of the groups what is named for languages, if these are at least two."""
+    named = ({w: s for w, s in group.items() if is_language(w)} for group in groups(found))
+    return [group for group in named if len(group) > 1]
 
 
 def completed(found: Sequence[Source], say: Callable[[str], None]) -> list[Source]:
@@ -58,7 +59,7 @@ def completed(found: Sequence[Source], say: Callable[[str], None]) -> list[Sourc
     whole = list(found)
     for group in groups(found):
         (word, source), *others = group.items()
-        if others or word not in words or source.path is None:
+        if others or word not in words or source.path is None or source.pattern:
             continue
         before, _, after = _word(_file(source))
         for other in words:

@@ -7,6 +7,7 @@ swallow are read again, each by itself.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import LONGEST_ROW, is_utf8, likely, lines, not_utf8, opened
 from bigmodel_cli.tasks import Rows
 
+EXCEL = re.compile(r'"?sep=(.)"?', re.I)  # its first line may say what separates columns
 SHOWN_LINES, SHOWN_SIZE = 200, 1 << 20  # the first lines, by which the others are judged
 CLOSING = re.compile(r'[^"]*+(?:""[^"]*+)*+"')  # to the end of a quoted field
 OVERHEAD = 64  # bytes that a line takes beside its text
@@ -45,9 +47,19 @@ def delimited(
         if not any(line.strip() for line in shown) and len(shown) < SHOWN_LINES:
             _nothing(source, ledger, "")
             return
+        if shown and (excel := EXCEL.fullmatch(shown[0].rstrip("\r\n"))):
+            next(text)
+            shown = shown[1:] or [""]
+            layout = dataclasses.replace(layout, delimiter=layout.delimiter or excel[1])
         delimiter = delimiter_of(source, layout, shown)
         quoted = len(delimiter) == 1 and (delimiter == "," or source.kind == "csv")
         header = list(layout.header) or _header(source, layout, next(text), delimiter, quoted)
+        if layout.delimiter and len(header) == 1:
+            layout.say(
+                "one column",
+                f"no `{delimiter}` is in the header of `{source.name}`, so it has one column only",
+                "warning",
+            )
         chosen = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
         check_names(source, header, chosen)
         records = Records(source, chosen, layout)

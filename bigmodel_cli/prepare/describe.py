@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare.aligned import groups, name_of
 from bigmodel_cli.prepare.detect_task import IMAGES, TEXT_BESIDE, Reading, is_records, size
+from bigmodel_cli.prepare.json_keys import NESTED
 from bigmodel_cli.prepare.pictures import label_of
 from bigmodel_cli.prepare.records import Choose
 from bigmodel_cli.prepare.sources import SHOWN, WHOLE, Layout, Source, unpacked
+from bigmodel_cli.prepare.split_names import splits_in
 from bigmodel_cli.prepare.walk import FOLLOWED
 
 
@@ -21,6 +23,7 @@ def what_is_read(read: Reading, choose: Choose, layout: Layout) -> str:
 def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
     records = [s for s in read.sources if is_records(s, layout)]
     ways: dict[str, int] = {}
+    unread: dict[str, None] = {}
     for source in records:
         if source in read.columns:
             found = read.columns[source]
@@ -33,6 +36,8 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
                 raise DataError(error.message, f"{error.hint}; {leave}") from None
             way = _columns(chosen, found) + _form(source)
             ways[way] = ways.get(way, 0) + 1
+            taken = {*chosen.values(), *(name.rpartition(".")[0] for name in chosen.values())}
+            unread |= {n: None for n, kind in found.items() if kind != NESTED and n not in taken}
     for way, count in ways.items():
         number = count if len(ways) > 1 else len(records)
         yield f"{way}, in {_counted(number, 'file')} of records"
@@ -52,6 +57,14 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
     images = [s for s in read.sources if s.kind == "image"]
     if images and "image" in read.task.kinds:
         labels = sorted({label_of(source) for source in images})
+        splits = [splits_in(label) for label in labels]
+        if all(splits) and "train" in set.union(*splits) and len(set.union(*splits)) > 1:
+            layout.say(
+                "classes",
+                f"the classes {_shown(labels)} are named for splits: put each image into a folder "
+                "that is named for its class, below those",
+                "warning",
+            )
         yield (f"{_counted(len(images), 'image')}, labelled by {_counted(len(labels), 'folder')} "
                f"({_shown(labels)})")  # fmt: skip
     elif images:
@@ -59,6 +72,8 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
     arrays = [s for s in read.sources if s.kind in IMAGES and s.kind not in ("image", "labels")]
     if arrays:
         yield f"{_counted(len(arrays), 'file')} of many images"
+    if unread:
+        yield f"columns that are not read: {_shown([*unread])}"
 
 
 def _form(source: Source) -> str:

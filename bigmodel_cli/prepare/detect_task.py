@@ -12,11 +12,11 @@ from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.prepare.aligned import completed, of_languages
 from bigmodel_cli.prepare.json_forms import Form, peek
-from bigmodel_cli.prepare.json_keys import columns_of, types_of
+from bigmodel_cli.prepare.json_keys import types_of
 from bigmodel_cli.prepare.readers import BROKEN, columns
 from bigmodel_cli.prepare.readers import read as rows
 from bigmodel_cli.prepare.records import SHOWN_ROWS, Choose
-from bigmodel_cli.prepare.sources import WHOLE, Layout, Source
+from bigmodel_cli.prepare.sources import WHOLE, Layout, Source, open_bytes
 from bigmodel_cli.prepare.split_names import splits_in
 from bigmodel_cli.prepare.texts import opened
 from bigmodel_cli.tasks import TABLE, Task, task_class
@@ -32,6 +32,8 @@ _ABOUT = re.compile(
     r"|contributing|metadata|dataset[_-]?card|requirements|makefile|dockerfile)(?![a-z])"
 )
 _NO_WORDS = re.compile(r"(?=.*[\d@/:])[!-~]+|[\d\W_TZ]+")  # an id, an address, a number, a time
+FEW_LINES = 10  # of files that may belong together by accident
+SURELY_TEXT = ("text", "content", "文本", "内容", "正文")  # whatever such a column holds
 OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 Columns = Mapping[Source, Mapping[str, str]]
@@ -170,9 +172,11 @@ def _detected(
     if not claimed:
         pairs = of_languages(sources)
         parts = {part for group in pairs for part in group.values()}
-        if all(s in parts or _about_data(s) for s in sources if s.kind == "text"):
+        others = [s for s in sources if s.kind == "text" and s not in parts]
+        stray = sum(size(s) for s in others if not _about_data(s))
+        if not stray or (stray < sum(map(size, parts)) and any(map(_is_aligned, pairs))):
             ends = {end: "lines" for group in pairs for end in group}
-            claimed = dict.fromkeys(claims(ends, wanted) if ends else (), sources[0])
+            claimed = dict.fromkeys(claims(ends, wanted), sources[0])
     if len(claimed) > 1:
         reasons = [f"{name} (`{source.name}`)" for name, source in claimed.items()]
         raise UsageError("the sources could be for " + " or ".join(reasons),
@@ -180,13 +184,22 @@ def _detected(
     return task_class(next(iter(claimed), "language"))
 
 
+def _is_aligned(group: Mapping[str, Source]) -> bool:
+    """Whether files have as many lines as each other, and not few: by their first megabyte."""
+    heads = []
+    for source in group.values():
+        assert source.path is not None
+        with contextlib.suppress(OSError, *BROKEN), open_bytes(source.path) as file:
+            heads.append(file.read(1 << 20))
+    counts = {head.count(b"\n") for head in heads}
+    longer = any(len(head) == 1 << 20 for head in heads)
+    return min(counts, default=0) >= FEW_LINES and (len(counts) == 1 or longer)
+
+
 def _all_keys(source: Source, layout: Layout) -> dict[str, str]:
-    """The columns of JSON lines wherever their keys are: some may come late."""
-    if source.kind != "jsonl" or size(source) > MOST_SCANNED:
-        return {}
-    with contextlib.suppress(DataError, OSError, *BROKEN):  # which reading names
-        return {**dict.fromkeys(source.folders, "folder"), **columns_of(source, layout)}
-    return {}
+    """The columns of JSON wherever their keys are: some may come late."""
+    small = source.kind in ("json", "jsonl") and size(source) <= MOST_SCANNED
+    return columns(source, layout, whole=True) if small else {}
 
 
 def _mostly_text(sources: Sequence[Source], layout: Layout) -> bool:
@@ -214,10 +227,10 @@ def check_text(read: Reading, choose: Choose, wanted: Mapping[str, str], layout:
     """Raises DataError where a column that was taken for the text only because there is no other
     holds numbers or ids."""
     for source, found in read.columns.items():
-        if "text" in wanted or not is_records(source, layout) or usual(found, TEXT_NAMES):
+        if "text" in wanted or not is_records(source, layout):
             continue
         name = choose(found, f"`{source.name}`").get("text")
-        if name is None:
+        if name is None or usual({name: ""}, SURELY_TEXT):
             continue
         first = next(rows(source, choose, layout, Ledger(), lambda _: None), None)
         values = first.table.column("text").slice(0, SHOWN_ROWS).to_pylist() if first else []
@@ -254,7 +267,7 @@ class _Skipping:
         if source.kind in IMAGES:
             if not self.reads_images:
                 return "images" if found else ""
-            return "images that records may name" if self.named else ""
+            return "images that records may name" if self.named and found else ""
         if is_records(source, self.layout):
             if self.reads_images and self.images and not self.named:
                 return "records that name no images" if found else ""

@@ -21,7 +21,7 @@ from bigmodel_cli.prepare.json_keys import types_of
 from bigmodel_cli.prepare.members import leaf
 from bigmodel_cli.prepare.records import Choose, Number, Records, whole
 from bigmodel_cli.prepare.sources import Layout, Source
-from bigmodel_cli.prepare.texts import opened
+from bigmodel_cli.prepare.texts import likely, opened
 from bigmodel_cli.tasks import Rows
 
 HEAD = 1 << 20  # bytes that are looked at
@@ -120,8 +120,10 @@ def _whole(raw: bytearray, source: Source) -> list[Any]:
                 raise
         return _all(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"`{source.name}` is not valid JSON: {error}", "correct it, or leave it "
-                        "out with --exclude") from None  # fmt: skip
+        name = likely(source) if isinstance(error, UnicodeDecodeError) else ""
+        hint = f"name its encoding: --encoding {name}; or " * bool(name)
+        raise DataError(f"`{source.name}` is not valid JSON: {error}",
+                        hint + "correct it, or leave it out with --exclude") from None  # fmt: skip
 
 
 def _all(text: str) -> list[Any]:

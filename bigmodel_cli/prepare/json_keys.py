@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import check_length, opened
 
+MOST_KEYS = 256  # different ones in a file: rows with more are looked at no further
 BLOCK = 1 << 18  # bytes that are looked at together, so that they stay near the core
 TYPES = {str: "string", bool: "bool", int: "number", float: "number"}  # a bool is an int
 NULL, NESTED = "null", "nested"
@@ -28,7 +29,11 @@ def columns_of(source: Source, layout: Layout) -> dict[str, str]:
     value that is not null."""
     assert source.path is not None
     stat = source.path.stat()
-    return dict(_columns(source.path, layout.encoding, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    found = _columns(source.path, layout.encoding, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if len(found) > MOST_KEYS:
+        layout.say("keys", f"`{source.name}` has over {MOST_KEYS} different keys: rows after those "
+                   "that have them are not searched for more")  # fmt: skip
+    return dict(found)
 
 
 @functools.lru_cache
@@ -38,6 +43,8 @@ def _columns(path: Path, encoding: str, *_: int) -> dict[str, str]:
         for block in chunks(file, path.name, BLOCK):
             if _has_other(np.frombuffer(block, np.uint8), found):
                 add_types(found, _rows(block))
+            if len(found) > MOST_KEYS:
+                break
     return found
 
 

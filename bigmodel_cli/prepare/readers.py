@@ -56,10 +56,11 @@ BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW)
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 
 
-def columns(source: Source, layout: Layout) -> dict[str, str]:
-    """The columns (name → type) of a source, by its beginning; none if it holds no records."""
+def columns(source: Source, layout: Layout, whole: bool = False) -> dict[str, str]:
+    """The columns (name → type) of a source, by its beginning, or by all of its rows; none if it
+    holds no records."""
     found: dict[str, str] = {}
-    if source.kind in ("json", "jsonl") and source.path:
+    if source.kind in ("json", "jsonl") and source.path and not whole:
         with contextlib.suppress(DataError, *BROKEN), opened(source, layout) as file:
             form = peek(file, SHOWN_ROWS)
             found.update(types_of(form.lists.get(source.key, form.rows)))

@@ -26,7 +26,6 @@ from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
 from bigmodel_cli.worker import Worker
 
-RULES = 2  # counts up whenever the same sources and options make other data than before
 FEW_UNITS = 30
 
 
@@ -85,7 +84,8 @@ def run(
                     dataclasses.replace(source, split=name) for source in named
                 ]
         read = reading(with_forms(found, wanted, layout), config.task, wanted, layout)
-        sources = recognise_splits(read.sources, context.note)
+        free = iter(recognise_splits([s for s in read.sources if not s.split], context.note))
+        sources = [source if source.split else next(free) for source in read.sources]
         kind, read = read.task, read.marked(sources)
         task = kind(kind.Options(**task_options(kind, "prepare", said)))
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
@@ -106,7 +106,7 @@ def run(
         cache.save()
         recipe = {
             "stage": "prepare",
-            "rules": RULES,
+            "rules": inputs.RULES,
             "inputs": described,
             "options": {**_options(config), "task": task.name, **task.identity()},
         }
@@ -146,9 +146,6 @@ def _chooser(task: Task, wanted: Mapping[str, str]) -> Any:
 def _options(config: PrepareConfig) -> dict[str, Any]:
     kept = identity(config)
     del kept["sources"], kept["exclude"], kept["max_loss"]  # what they select is in the inputs
-    for name in ("column", "header", "delimiter", "encoding"):  # which came later
-        if not kept[name]:
-            del kept[name]
     for name in ("val", "test"):
         kept[name] = fraction(kept[name]) if fraction(kept[name]) is not None else "a source"
     return kept

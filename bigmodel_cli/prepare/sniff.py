@@ -13,6 +13,8 @@ SHARE = 0.8  # of the lines that must have as many columns as the header
 LONGEST_NAME = 64
 NUMBER = re.compile(r"[+-]?[0-9.,]+([eE][+-]?[0-9]+)?")
 FEW = 8  # rows at least, to say what a column holds
+FEWEST_SPANS, SHARE_OF_SPANS = 3, 0.05  # of rows with fields of several lines
+LONGEST_FIELD = 40  # lines
 ALIKE = 4  # lines that have the columns of a row, before they are more than chance
 
 
@@ -73,6 +75,10 @@ class Looks:
         self.delimiter, self.columns = delimiter, columns
         every = list(csv.reader(shown[1:], delimiter=delimiter))
         rows = [row for row in every if len(row) == columns]
+        # of a file that has many of them, fields of several lines are no accident
+        several = [max(field.count("\n") for field in row) for row in rows]
+        spans = [span for span in several if 0 < span <= LONGEST_FIELD]
+        self.several = len(spans) >= max(FEWEST_SPANS, SHARE_OF_SPANS * len(every))
         if len(rows) < max(FEW, SHARE * len(every)):
             rows = [row for line in shown[1:] if '"' not in line and (row := self._row(line))]
         self.known: dict[int, set[str] | None] = {}  # by place: all values, or None for numbers
@@ -90,6 +96,8 @@ class Looks:
     def rows(self, lines: Sequence[str], place: int) -> bool:
         """Whether each of the lines is a row by itself, rather than a part of the field `place` of
         one row."""
+        if self.several and len(lines) <= LONGEST_FIELD:
+            return False
         known = {p: values for p, values in self.known.items() if p != place}
         rows = [self._row(line) for line in lines]
         if not all(rows) or not (known or (self.columns > 1 and len(lines) >= ALIKE)):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from bigmodel_cli.prepare.sources import Source, shown
 
 SPLITS = {
-    "train": ("train", "training", "训练"),
-    "val": ("val", "valid", "validation", "dev", "验证"),
-    "test": ("test", "testing", "eval", "evaluation", "t10k", "测试"),
+    "train": ("train", "training", "训练", "訓練"),
+    "val": ("val", "valid", "validation", "dev", "devel", "验证", "驗證", "开发", "開發"),
+    "test": ("test", "testing", "eval", "evaluation", "t10k", "测试", "測試"),
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 # Latin letters around make another word of it, such as `contest`; Chinese is written without spaces
 _WORD = re.compile("|".join(
-    word if ord(word[0]) > 0x7F else rf"(?<![a-z]){word}(?![a-z])"
+    word if ord(word[0]) > 0x7F else rf"(?<![a-z]){word}(?=(?:data|set)?(?![a-z]))"
     for word in sorted(_SPLIT_OF, key=len, reverse=True)
 ))  # fmt: skip
 _WITHIN_A_NAME = re.compile(r"(?<=[a-z])(?=[A-Z])")  # reviewsTrain is two words

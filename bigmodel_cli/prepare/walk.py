@@ -43,8 +43,16 @@ def below(folder: Path, aside: Aside, own: Path | None = None, hidden: bool = Fa
                 real = path.resolve()
                 if real == own:
                     continue
+                # a folder in which this is, or that is read by its own name, unless that is hidden
                 around = entry.is_symlink() and (
-                    real.is_relative_to(top) or top.is_relative_to(real)
+                    top.is_relative_to(real)
+                    or (
+                        real.is_relative_to(top)
+                        and (
+                            hidden
+                            or not any(p.startswith(".") for p in real.relative_to(top).parts)
+                        )
+                    )
                 )
                 if around or real in seen:
                     aside(name, "a link to a folder that is read already")

@@ -204,7 +204,7 @@ class Task(ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}  # of `train`, where other than for language
     field: ClassVar[str]  # of a request, that a plain text on the command line stands for
     # what a request may hold beside: options of `predict`, and what has none
-    fields: ClassVar[tuple[str, ...]] = ()
+    fields: tuple[str, ...] = ()
     intended_use: ClassVar[str] = "data like those that it learned from."  # of a bundle
     # whether requests may name files of this machine: only where its own user asks
     opens_files = False

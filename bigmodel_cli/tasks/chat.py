@@ -61,7 +61,7 @@ class Chat(TextTask):
         "conversations of the kind that it learned from. Its replies may repeat what its training "
         "data say, true or not, and parts of them word for word. It was not tuned to be safe."
     )
-    fields = ("tools", "max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+    fields = ("system", "tools", "max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
     chat_template = CHATML
 
     def _special(self, text: str) -> int:
@@ -75,7 +75,7 @@ class Chat(TextTask):
         return {self.tokenizer.endoftext, self._special(START), self._special(END)}
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "template": TEMPLATE}  # before there were tools: none
+        return {**super().identity(), "template": TEMPLATE}
 
     # prepare ---------------------------------------------------------------------------------
 

@@ -185,6 +185,10 @@ def decoded(
     return found, parts
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
 def calls_in(text: str) -> tuple[str, list[dict[str, Any]]]:
     """What an answer says, and the tools that it calls in OpenAI's form; all of it is text unless
     it ends with whole, valid calls."""
@@ -193,7 +197,7 @@ def calls_in(text: str) -> tuple[str, list[dict[str, Any]]]:
     for part in rest:
         inner, closed, after = part.partition(CALL[1])
         try:
-            call = json.loads(inner)
+            call = json.loads(inner, parse_constant=_refuse)
             name, arguments = call["name"], call["arguments"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return text, []

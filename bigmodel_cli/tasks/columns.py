@@ -17,6 +17,7 @@ TEXT_NAMES = (
     "comment", "tweet", "post", "message", "utterance", "文本", "内容", "正文", "评论", "句子",
 )  # fmt: skip
 IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "file_name", "filename", "path")
+SHOWN_COLUMNS = 30  # in a message
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "sentiment", "标签", "类别")
 # the last word of names whose values say which row it is, or where it is from: they are no text
 _OF_THE_ROW = re.compile(
@@ -29,8 +30,9 @@ _WITHIN_A_NAME = re.compile(r"(?<=[a-z])(?=[A-Z])")  # userId is two words
 
 
 def usual(found: Mapping[str, str], names: Sequence[str]) -> str:
-    """The first of the usual names that a column has, whatever the case of its letters; or ""."""
-    plain = {column.lower(): column for column in reversed([*found])}
+    """The first of the usual names that a column has, whatever the case of its letters and the
+    spaces around it; or ""."""
+    plain = {column.strip().lower(): column for column in reversed([*found])}
     columns = ((name if name in found else plain.get(name.lower(), "")) for name in names)
     return next(filter(None, columns), "")
 
@@ -87,4 +89,6 @@ def named_column(
 
 def listed(found: Mapping[str, str]) -> str:
     """The names of columns, for people."""
-    return ", ".join(f"`{name}`" for name in found) or "none"
+    shown = ", ".join(f"`{name}`" for name in [*found][:SHOWN_COLUMNS]) or "none"
+    more = len(found) - SHOWN_COLUMNS
+    return shown + (f" and {more:,} more" if more > 0 else "")

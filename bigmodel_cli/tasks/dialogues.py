@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.tasks.chat_template import CALL, RESULT, TOOLS, Message, has_loss
+from bigmodel_cli.tasks.columns import usual
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
@@ -64,8 +65,8 @@ def columns(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, st
 
     def add(part: str, names: Sequence[str]) -> bool:
         taken = {*chosen.values()}
-        name = next((name for name in names if name in found and name not in taken), None)
-        if part not in chosen and name is not None:
+        name = usual({n: kind for n, kind in found.items() if n not in taken}, names)
+        if part not in chosen and name:
             chosen[part] = name
         return part in chosen
 
@@ -305,11 +306,16 @@ def plain(found: Sequence[Message], tools: Sequence[str]) -> list[Message]:
 
 def requested(document: Mapping[str, Any]) -> list[Message]:
     """The messages of a request, and its tools; a text is what a user says. Raises DataError."""
-    from bigmodel_cli.tasks.clean import cut_control
+    from bigmodel_cli.tasks.clean import cleaned
 
     given = document.get("messages")
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
+    if (system := document.get("system")) is not None and isinstance(given, list):
+        if not isinstance(system, str):
+            raise DataError(f"`system` must be text, but is `{str(system)[:60]}`", EXAMPLE)
+        said = {"role": "system", "content": system.strip()}
+        given = [said, *given] if said["content"] and given[:1] != [said] else given
     if not isinstance(given, list) or not given:
         raise DataError("`messages` must be a list of messages", EXAMPLE)
     if len(given) > MOST_MESSAGES:
@@ -320,7 +326,7 @@ def requested(document: Mapping[str, Any]) -> list[Message]:
         for place, message in enumerate(given):
             where = f"`messages[{place}]`"
             found.append(_message(message, OPENAI))
-            if found[-1]["role"] != "system" and not cut_control(found[-1]["content"]).strip():
+            if found[-1]["role"] != "system" and cleaned(found[-1]["content"])[1]:
                 raise Malformed("is blank")
         where = "`tools`"
         tools = _tools(document.get("tools"))

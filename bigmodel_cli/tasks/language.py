@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
+    from bigmodel_cli.artifacts.tokenizer import Tokenizer
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.tasks.packing import PackedPlan
 
@@ -66,7 +67,12 @@ class Language(TextTask):
         "text of the kind that it learned from. It may repeat what its training data say, true or "
         "not, and parts of them word for word. It was not tuned to be safe."
     )
-    fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+    fields: tuple[str, ...] = ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+
+    def __init__(self, options: Any, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(options, tokenizer)
+        if self.masked:  # each gap gets its most likely token, so that nothing else has a meaning
+            self.fields = ("max_tokens",)
 
     @property
     def masked(self) -> bool:
@@ -346,12 +352,6 @@ class Language(TextTask):
         from bigmodel_cli.tasks.requests import cleaned_field, generation, prompt_ids
 
         if self.masked:
-            for name in ("temperature", "stop"):
-                if document.get(name):
-                    raise DataError(
-                        f"`{name}` is unsupported here: each gap gets its most likely token",
-                        "leave it out",
-                    )
             return generation(document, cleaned_field(document, "prompt"))
         return generation(document, prompt_ids(document, self.tokenizer, self.options.context))
 

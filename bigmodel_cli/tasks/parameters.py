@@ -17,14 +17,16 @@ ALIASES = {"max_completion_tokens": "max_tokens"}  # OpenAI's later name
 OTHERS = {
     "max_new_tokens": "max_tokens", "n_predict": "max_tokens", "num_predict": "max_tokens",
     "max_length": "max_tokens", "num_beams": "beam", "beam_width": "beam", "beam_size": "beam",
-    "stop_sequences": "stop", "random_seed": "seed", "num_return_sequences": "n",
+    "stop_sequences": "stop", "stop_strings": "stop", "stop_words": "stop", "stop_token": "stop",
+    "temp": "temperature", "random_seed": "seed", "num_return_sequences": "n", "top_n": "k",
+    "num_results": "k",
 }  # fmt: skip
 # What requests to this program or to other engines may hold, and the values that ask for nothing.
 # Those that the task at hand knows are its own.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # of this program's other tasks
     "max_tokens": (), "temperature": (0,), "top_k": (0,), "top_p": (1,), "stop": ([], ""),
-    "beam": (1,), "length_penalty": (1,), "k": (), "repeat": (False,),
+    "system": ("",), "beam": (1,), "length_penalty": (1,), "k": (), "repeat": (False,),
     # OpenAI's
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (0,),
     "top_logprobs": (0,), "best_of": (0, 1), "n": (1,), "echo": (False,), "stream": (False,),
@@ -42,7 +44,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_regex": (), "guided_choice": (), "guided_grammar": (), "grammar": ("",),
     "json_schema": (), "mirostat": (0,), "tfs_z": (1,), "top_a": (0,), "dry_multiplier": (0,),
     "xtc_probability": (0,), "dynatemp_range": (0,), "diversity_penalty": (0,),
-    "num_beam_groups": (1,),
+    "num_beam_groups": (1,), "bad_words_ids": ([],), "early_stopping": (False,),
+    "watermark": (False,), "sampling_params": ({},), "return_full_text": (False,),
+    "chat_template": (), "continue_final_message": (False,), "add_generation_prompt": (True,),
+    "source_lang": (), "target_lang": (),
 }  # fmt: skip
 EDITS = 2  # of a name that is taken for a slip of the pen
 # letters of a name that may have slips, of the task's own and of others': two edits make `k` any
@@ -112,6 +117,8 @@ def nearest(name: str, known: frozenset[str]) -> str:
     """The known name that differs from this one in at most two letters; capitals, and hyphens for
     underscores, do not count. Nothing if there is none."""
     plain = name.casefold().replace("-", "_")
+    if plain in known:
+        return plain
     near = [
         (distance, other)
         for other in known

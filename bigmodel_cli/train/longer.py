@@ -31,7 +31,7 @@ def command(place: Run, known: Mapping[str, Any], length: Mapping[str, Any] | No
         if key.type is bool:
             words.append(key.flag if value else f"--no-{key.flag[2:]}")
         else:
-            words += [key.flag, f"{value:.12g}" if key.type is float else str(value)]
+            words += [key.flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
 
 

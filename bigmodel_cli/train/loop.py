@@ -305,7 +305,7 @@ class Loop:
             os.fsync(self.log.fileno())
         state = {
             "tokens": self.tokens, "elapsed": self.clock.elapsed, "reserve": self.clock.reserve,
-            "decay_began": self.decay_began, "position": self.step * self.engine.batch_size,
+            "decay_began": self.decay_began,
             "best": self.best, "keep": self.config.keep, "validation": self.validation,
             "finished": finished, "interim": interim,
             "log_bytes": self.place.log.stat().st_size,

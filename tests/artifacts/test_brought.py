@@ -151,6 +151,20 @@ def test_words_that_spell_a_special_token_stay_plain(tmp_path: Path) -> None:
         assert 0 in ids
 
 
+def test_a_special_token_in_a_text_needs_an_unknown_one(tmp_path: Path) -> None:
+    made = brought(tmp_path, unigram(["a", "▁", "<|endoftext|>"], None))
+    with pytest.raises(DataError, match="cannot encode"):
+        made.encode("a<|endoftext|>")
+    assert made.encode("a")
+
+
+def test_dropout_of_merges_is_for_no_one(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]],
+             "dropout": 0.9}  # fmt: skip
+    made = brought(tmp_path, {"version": "1.0", "model": model})
+    assert {tuple(made.encode("ab" * 20)) for _ in range(20)} == {(2,) * 20}
+
+
 def test_what_does_not_come_back_is_counted_by_its_kind(tmp_path: Path) -> None:
     made = brought(tmp_path, pieces_of_words(["[UNK]", "hello", "cafe", "##s"], normalizer=BERT))
     found = loss(made, ["Hello Cafés", "hello  hello", "hello", "hello hello hello 中"])

@@ -961,8 +961,8 @@ def test_json_with_a_key_gone_or_of_another_type_is_never_a_bug(
     wrong = []
     places = [(key,) for key in whole if key != "schema"]
     places += [(k, inner) for k in whole if isinstance(whole[k], dict) for inner in whole[k]]
-    for place in places:
-        for value in ("delete", "x", -1, None, []):
+    for number, place in enumerate(places):
+        for value in ("delete", ("x", -1, None, [])[number % 4]):
             document = json.loads(json.dumps(whole))
             owner = document if len(place) == 1 else document[place[0]]
             if value == "delete":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from bigmodel_cli.artifacts.manifest import file_info, read_json, write_json
 from tests.conftest import Cli
 
 CONTEXT = 32  # of the finished model, which reads bytes
@@ -71,3 +72,24 @@ def test_a_prompt_on_the_command_line(cli: Cli) -> None:
     cli.fails("predict", "x" * 32, code=4, says=["33 tokens", "at most 32"], hint=["shorten"])
     cli.works("predict", "x" * 31, "--max-tokens", "1")
     cli.fails("predict", "\ufeff", code=4, says=["blank"])
+
+
+def test_numbers_that_are_not_finite_cost_their_own_line(cli: Cli) -> None:
+    good = {"prompt": "The", "max_tokens": 2}
+    data = lines(good) + b'{"id": 1e999, "prompt": "The"}\n' + lines(good)
+    answers = [json.loads(line) for line in cli("predict", stdin=data).out.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, True, False]
+
+
+def test_weights_that_are_not_finite_are_corrupt(cli: Cli) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = cli.work / "runs" / "default" / "bundle"
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[:3] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "bigmodel.json"
+    document = read_json(path, "bundle", "")
+    document["files"]["model.safetensors"] = file_info(folder / "model.safetensors")
+    write_json(path, document)
+    cli.fails("predict", "The", code=5, says=("finite",))

@@ -379,3 +379,16 @@ def test_help_says_what_unclear_means() -> None:
     text = " ".join(bigmodel("evaluate", "--help", env={"COLUMNS": "200"}).stdout.split())
     for words in ("compares the figure itself", "unclear passes", "unclear fails"):
         assert words in text
+
+
+def test_a_gate_the_wrong_way_round_is_said() -> None:
+    metrics = [ratio("accuracy", 0, 1, higher_is_better=True), ratio("loss", 0, 1)]
+    texts = ["accuracy<=baseline", "loss>previous", "accuracy>=baseline", "loss<=previous+1%",
+             "accuracy<=0.99"]  # fmt: skip
+    said = gates.wrong_way(gates.parse(texts, metrics, previous=True), metrics)
+    assert [line.partition(" fails")[0] for line in said] == [
+        "`--require accuracy<=baseline`", "`--require loss>previous`"
+    ]  # fmt: skip
+    with pytest.raises(UsageError) as caught:
+        gates.parse(["x"], metrics, previous=False)
+    assert "'accuracy>=baseline'" in caught.value.hint

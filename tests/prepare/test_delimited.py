@@ -276,3 +276,25 @@ def test_a_line_that_is_too_long_is_refused(
     rows = readers.read(source, lambda f, _: {n: n for n in f}, Layout(), Ledger(), lambda _: None)
     with pytest.raises(DataError, match=r"line of over 3 MiB, the maximum"):
         list(rows)
+
+
+def test_lists_in_quotes_stay_in_their_field(empty: Cli) -> None:
+    """Although each of their lines looks like a row."""
+    rows = "".join(
+        f'What is in shop {i}?,"In shop {i} today:\nred apple, 0.95\n'
+        f'green pear, 0.9{i % 9}\nplum, 1"\n'
+        for i in range(60)
+    )
+    (empty.cwd / "a.csv").write_text("question,answer\n" + rows, "utf-8")
+    empty.works("prepare", "a.csv", "--tokenizer", "bytes", "--val", "0", "--test", "0")
+    ledger = empty.manifest()["ledger"]
+    assert (ledger["in"]["rows"], ledger["kept"]["rows"]) == (60, 60)
+
+
+def test_excel_says_what_separates_columns(empty: Cli) -> None:
+    rows = "".join(f"好 film, {i};{'ab'[i % 2]}\r\n" for i in range(40))
+    (empty.cwd / "a.csv").write_text("\ufeffsep=;\r\ntext;label\r\n" + rows, "utf-8")
+    empty.works("prepare", "a.csv", "--tokenizer", "bytes", "--val", "0", "--test", "0",
+                "--min-chars", "1")  # fmt: skip
+    assert empty.manifest()["task"] == "text-classification"
+    assert empty.manifest()["splits"]["train"]["units"] == 40

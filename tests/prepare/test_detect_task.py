@@ -452,7 +452,94 @@ def test_splits_and_classes_of_images_in_folders_names(empty: Cli) -> None:
     assert labels["labels"] == ["cat", "dog"]
 
 
+@pytest.mark.parametrize("name", ["held_out.csv", "train_2.csv", "val_2.csv"])
+def test_what_is_named_for_a_split_by_an_option_stays_there(empty: Cli, name: str) -> None:
+    for file, count in (("train.csv", 30), ("val.csv", 20), (name, 10)):
+        rows = "".join(f"{file} row {i} 很好,{'ab'[i % 2]}\n" for i in range(count))
+        (empty.cwd / file).write_text("text,label\n" + rows, "utf-8")
+    prepared(empty, "train.csv", "val.csv", "--test", name)
+    found = {split: part["units"] for split, part in empty.manifest()["splits"].items()}
+    assert found == {"train": 30, "val": 20, "test": 10}
+
+
+def test_a_link_to_a_hidden_folder_is_followed(empty: Cli) -> None:
+    hidden = empty.cwd / "in" / ".versions" / "v3"
+    hidden.mkdir(parents=True)
+    (hidden / "a.jsonl").write_text(
+        lines([{"text": f"film {i} was long and slow"} for i in range(9)])
+    )
+    (empty.cwd / "in" / "current").symlink_to(".versions/v3")
+    assert "followed 1 linked folder" in prepared(empty, "in", *ALL)
+    assert empty.manifest()["splits"]["train"]["units"] == 9
+
+
+def test_columns_of_dialogues_may_have_capitals(empty: Cli) -> None:
+    rows = [{"Instruction": f"第{i}问", "Output": f"第{i}答"} for i in range(40)]
+    (empty.cwd / "a.jsonl").write_text(lines(rows), "utf-8")
+    assert "task chat" in prepared(empty, "a.jsonl", *ALL)
+
+
 # Aligned files ----------------------------------------------------------------------------------
+
+
+def test_the_other_side_is_not_read_where_it_is_excluded(empty: Cli) -> None:
+    aligned(empty.cwd / "mt")
+    said = prepared(empty, "mt", "--exclude", "*val.zh.gz", "--val", "0", "--test", "0")
+    assert "task translation" in said
+    assert "`val.en.gz`" in said.partition("skipped")[2]
+
+
+def test_what_lies_beside_aligned_files_is_skipped(empty: Cli) -> None:
+    folder = empty.cwd / "Books.de-zh"
+    for end in ("de", "zh", "ids"):
+        text = "".join(f"{end} Satz {i} 很好\n" for i in range(60))
+        write(folder, {f"Books.de-zh.{end}": text, "notes.txt": "Of books.", "LICENSE": "free"})
+    for task in ("auto", "translation"):
+        said = prepared(empty, "Books.de-zh", *ALL, "--task", task)
+        assert "task translation: source from `de`, target from `zh`, in 1 pair" in said
+        assert "`Books.de-zh.ids`" in said.partition("skipped")[2]
+        assert empty.manifest()["splits"]["train"]["units"] == 60
+
+
+@pytest.mark.parametrize("names", [("traindata.csv", "testset.csv"), ("訓練集.csv", "測試集.csv"),
+                                   ("train.csv", "开发集.csv")])  # fmt: skip
+def test_more_names_of_splits(empty: Cli, names: tuple[str, str]) -> None:
+    for name, count in zip(names, (30, 10)):
+        rows = "".join(f"{name} row {i} 很好,{'ab'[i % 2]}\n" for i in range(count))
+        (empty.cwd / name).write_text("text, label\n" + rows, "utf-8")
+    assert "splits by name" in prepared(empty, *names, "--val", "0", "--test", "0")
+    assert empty.manifest()["splits"]["train"]["units"] == 30
+
+
+def test_columns_that_are_not_read_are_named(empty: Cli) -> None:
+    rows = [{**row, "split": "train", "context": "…"} for row in LABELLED]
+    (empty.cwd / "a.jsonl").write_text(lines(rows), "utf-8")
+    assert "columns that are not read: `split`, `context`" in prepared(empty, "a.jsonl", *ALL)
+
+
+def test_a_label_late_in_a_list(empty: Cli) -> None:
+    rows = [{"text": f"a film number {i}"} for i in range(150)]
+    (empty.cwd / "a.json").write_text(json.dumps([*rows, *LABELLED]), "utf-8")
+    for task in ("auto", "text-classification"):
+        prepared(empty, "a.json", *ALL, "--task", task)
+        assert empty.manifest()["task"] == "text-classification"
+
+
+def test_codes_are_no_texts_whatever_their_column_is_called(empty: Cli) -> None:
+    rows = "".join(f"A-10{i},a thing {i},b{i % 2}\n" for i in range(30))
+    (empty.cwd / "a.csv").write_text("code,description,category\n" + rows)
+    empty.fails("prepare", "a.csv", code=4, says=("`A-100`",), hint=("description",))
+
+
+def test_folders_of_images_that_are_only_splits(empty: Cli) -> None:
+    for part in ("train", "test1"):
+        for i in range(6):
+            path = empty.cwd / "in" / part / f"cat.{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((6, 6), i * 9 + 100 * (part == "train"), np.uint8)
+            Image.fromarray(pixels).save(path)
+    said = prepared(empty, "in", "--val", "0", "--test", "0")
+    assert "warning: the classes `test1`, `train` are named for splits" in said
 
 
 def aligned(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bigmodel_cli.events import Context
 from bigmodel_cli.prepare import json_keys
 from bigmodel_cli.prepare.json_keys import columns_of
 from bigmodel_cli.prepare.records import Number, _as_text, whole
@@ -152,3 +153,16 @@ def test_a_key_counts_beside_one_of_that_name_inside_of_an_object(tmp_path: Path
     assert found(path)["label"] == "string"
     path = jsonl(tmp_path / "b.jsonl", [*rows, {"text": "b", "meta": {"title": "y"}}])
     assert "meta.title" in found(path)
+
+
+def test_rows_with_keys_of_their_own_take_no_longer(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"text": "a", "meta": {f"id {i}": "v"}, f"key {i}": 1} for i in range(20_000)
+    ]
+    said: list[str] = []
+    context = Context(emit=lambda event: said.append(str(event)))
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    names = columns_of(Source(path.name, path), Layout(context=context))
+    assert names["text"] == "string"
+    assert len(names) < 20_000
+    assert "over 256 different keys" in said[0]

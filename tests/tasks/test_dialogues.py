@@ -12,7 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from bigmodel_cli.artifacts.workdir import Workdir
+from bigmodel_cli.errors import DataError
 from bigmodel_cli.tasks import dialogues, load_task
+from bigmodel_cli.tasks.dialogues import requested
 from tests.conftest import Cli
 from tests.stages import Events, prepare
 from tests.tasks.test_chat import TALK, rows, shown, train_split
@@ -298,3 +300,13 @@ def test_half_of_the_rows_dropped_is_a_warning_for_text_as_well(empty: Cli) -> N
     (empty.cwd / "few.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     made = empty.works("prepare", "few.jsonl", "--val", "0", "--test", "0")
     assert "warning: 3 of 5 rows were dropped: 3 too_short" in made.err
+
+
+def test_the_system_of_a_request_is_read_as_that_of_a_row() -> None:
+    asked = {"role": "user", "content": "问"}
+    found = requested({"system": " 说是 ", "messages": [asked]})
+    assert found == requested({"messages": [{"role": "system", "content": "说是"}, asked]})
+    assert requested({"system": "说是", "messages": found}) == found
+    for blank in ("\u200b", " \x00"):
+        with pytest.raises(DataError, match="blank"):
+            requested({"messages": [{"role": "user", "content": blank}]})

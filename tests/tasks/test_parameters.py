@@ -117,3 +117,9 @@ def test_openais_later_name_of_max_tokens() -> None:
     assert checked({"max_completion_tokens": 7, "max_tokens": 7}, KNOWN)[0] == {"max_tokens": 7}
     assert checked({"max_completion_tokens": 7, "max_tokens": None}, KNOWN)[0] == {"max_tokens": 7}
     assert "different" in refused({"max_completion_tokens": 7, "max_tokens": 8})
+
+
+def test_capitals_do_not_count_in_the_shortest_names_either() -> None:
+    with pytest.raises(DataError, match="unknown; did you mean `k`"):
+        checked({"K": 3}, {"history", "k"})
+    assert "did you mean `temperature`" in refused({"temp": 1})

@@ -22,6 +22,7 @@ from bigmodel_cli.tasks import Rows
 from bigmodel_cli.tasks.catalogue import Catalogue
 from bigmodel_cli.tasks.clean import CONTROL, VISIBLE, Cleaning, cleaned, cut_control
 from bigmodel_cli.tasks.language import Language, LanguageOptions
+from bigmodel_cli.tasks.parameters import checked
 from bigmodel_cli.tasks.requests import cleaned_field
 from bigmodel_cli.tasks.text_classification import TextClassification, TextClassificationOptions
 from bigmodel_cli.tasks.translation import Translation, TranslationOptions
@@ -181,10 +182,11 @@ def test_a_long_text_is_classified_by_its_first_tokens_and_says_so() -> None:
 
 def test_a_masked_model_does_not_draw() -> None:
     task = language("masked")
-    assert task.request({"prompt": "a<|mask|>", "temperature": 0, "stop": []}).prompt == "a<|mask|>"
-    for name, value in (("temperature", 0.5), ("stop", ["x"])):
+    assert task.request({"prompt": "a<|mask|>"}).prompt == "a<|mask|>"
+    known = {task.field, *task.fields}
+    for name, value in (("temperature", 0.5), ("stop", ["x"]), ("top_k", 3)):
         with pytest.raises(DataError, match=f"`{name}` is unsupported"):
-            task.request({"prompt": "a<|mask|>", name: value})
+            checked({"prompt": "a<|mask|>", name: value}, known)
 
 
 def test_numbers_find_their_items() -> None:
