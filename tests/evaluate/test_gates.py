@@ -382,7 +382,10 @@ def test_help_says_what_unclear_means() -> None:
 
 
 def test_a_gate_the_wrong_way_round_is_said() -> None:
-    metrics = [ratio("accuracy", 0, 1, higher_is_better=True), ratio("loss", 0, 1)]
+    metrics = [
+        ratio("accuracy", 0, 1, higher_is_better=True),
+        ratio("loss", 0, 1, higher_is_better=False),
+    ]
     texts = ["accuracy<=baseline", "loss>previous", "accuracy>=baseline", "loss<=previous+1%",
              "accuracy<=0.99"]  # fmt: skip
     said = gates.wrong_way(gates.parse(texts, metrics, previous=True), metrics)
