@@ -123,7 +123,7 @@ class Predictor:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        _refuse(text)
+        raise ValueError(f"`{text[:40]}` is too large a number")
     return value
 
 

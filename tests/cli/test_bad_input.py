@@ -1276,9 +1276,9 @@ BAD_LINES: list[tuple[bytes, str]] = [
       for value in (b"0", b"-1", b"1.5", b'"5"', b"true", b"[]", b"{}", b"1000000000", b"1e9",
                     b"1" + b"0" * 30)),
     *((b'{"prompt": "a", "temperature": %s}' % value, "`temperature`")
-      for value in (b"-1", b"101", b'"hot"', b"true", b"1e999", b"[]")),
+      for value in (b"-1", b"101", b'"hot"', b"true", b"[]")),
     *((b'{"prompt": "a", "temperature": %s}' % value, value.decode())
-      for value in (b"NaN", b"Infinity", b"-Infinity")),
+      for value in (b"NaN", b"Infinity", b"-Infinity", b"1e999")),
     *((b'{"prompt": "a", "top_k": %s}' % value, "`top_k`") for value in (b"-1", b"0.5", b'"a"')),
     *((b'{"prompt": "a", "top_p": %s}' % value, "`top_p`") for value in (b"-0.1", b"2", b'"a"')),
     *((b'{"prompt": "a", "seed": %s}' % value, "`seed`")
