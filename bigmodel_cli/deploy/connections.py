@@ -8,6 +8,7 @@ new one, so that an honest client, whose request comes whole, is always answered
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import resource
 import time
@@ -74,6 +75,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(self._on_error)
+            logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left
             loop.set_default_executor(limits.started(CHECKS, "checks"))
             self.door.listen(BACKLOG)  # of which uvicorn made TAKEN
         for connection in [connection for connection in self.open if connection.is_overdue()]:

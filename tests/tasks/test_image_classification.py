@@ -335,7 +335,7 @@ def test_a_tiny_model_comes_near_the_optimum(family: str, tmp_path: Path) -> Non
     shapes.main(["--images", "6000", "--output", str(tmp_path / "in")])
     prepare(tmp_path / "work", tmp_path / "in", val="0.1", test="0.2")
     train(tmp_path / "work", model=family, width=32, layers=2, heads=2, patch=2, batch_size=32,
-          epochs=12)  # fmt: skip
+          epochs=16)  # fmt: skip
     found = evaluate(tmp_path / "work").document["metrics"]["accuracy"]
     test = Split(tmp_path / "work" / "data",
                  Workdir(tmp_path / "work").read_data()["splits"]["test"]["shards"])  # fmt: skip
