@@ -63,7 +63,7 @@ def write_nothing() -> None:
     except FileNotFoundError:
         os.chdir("/")
     tempfile.tempdir = os.environ.get("TMPDIR", "/tmp")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = "/"
 
 
 @contextmanager
