@@ -60,6 +60,13 @@ def delimited(
                 f"no `{delimiter}` is in the header of `{source.name}`, so it has one column only",
                 "warning",
             )
+        elif len(header) == 1 and (other := re.search(r"\w([^\w\s.()/-])\w", header[0])):
+            layout.say(
+                f"one column {other[1]}",
+                f"`{source.name}` has one column, `{header[0]:.60}`; if `{other[1]}` separates "
+                f"columns: --delimiter '{other[1]}'",
+                "warning",
+            )
         chosen = choose(dict.fromkeys(header, "string"), f"`{source.name}`")
         check_names(source, header, chosen)
         records = Records(source, chosen, layout)

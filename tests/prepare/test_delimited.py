@@ -298,3 +298,13 @@ def test_excel_says_what_separates_columns(empty: Cli) -> None:
                 "--min-chars", "1")  # fmt: skip
     assert empty.manifest()["task"] == "text-classification"
     assert empty.manifest()["splits"]["train"]["units"] == 40
+
+
+@pytest.mark.parametrize("mark", ["^", ":"])
+def test_one_column_whose_name_has_a_mark_in_it_is_warned_of(empty: Cli, mark: str) -> None:
+    rows = "".join(f"好看的电影 number {i}{mark}{'ab'[i % 2]}\n" for i in range(40))
+    (empty.cwd / "a.csv").write_text(f"text{mark}label\n{rows}", "utf-8")
+    command = ("prepare", "a.csv", "--tokenizer", "bytes", "--val", "0", "--test", "0")
+    assert f"--delimiter '{mark}'" in empty.works(*command).err
+    empty.works(*command, "--delimiter", mark)
+    assert empty.manifest()["task"] == "text-classification"
