@@ -66,10 +66,10 @@ def prompt_ids(document: Mapping[str, Any], tokenizer: Tokenizer, context: int) 
         ids = list(prompt)
     else:
         given = text_field(document, "prompt")
-        text, _ = cleaned(given)
-        if given and not text:
+        text, blank = cleaned(given)
+        if given and blank and not text.isspace():
             raise DataError(
-                f"`prompt` is blank: `{shown(given)}` consists of control characters",
+                f"`prompt` is blank: `{shown(given)}` has no visible character",
                 'give a text; {"prompt": ""} lets the model begin one',
             )
         ids = [tokenizer.endoftext, *tokenizer.encode(text)]
