@@ -25,8 +25,10 @@ from typing import Any
 
 import pytest
 
-# as the program does, before torch is loaded: threads that spin while they wait slow all others
+# before torch is loaded: threads that spin while they wait slow all others, and as many tests run
+# at a time as there are cores
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = (
     "--size", "nano", "--width", "32", "--layers", "1", "--heads", "2", "--context", "32",

@@ -77,12 +77,14 @@ def train(work: Path, run: str = "default", context: Context | None = None, *,
 
 def evaluate(work: Path, run: str = "default", **values: Any) -> Evaluated:
     return evaluate_run(
-        EvaluateConfig(**{"device": "cpu", **values}), Workdir(work), run, Context()
+        EvaluateConfig(**{"device": "cpu", "threads": 1, **values}), Workdir(work), run, Context()
     )
 
 
 def deploy(work: Path, run: str = "default", **values: Any) -> Deployed:
-    return deploy_run(DeployConfig(**{"device": "cpu", **values}), Workdir(work), run, Context())
+    return deploy_run(
+        DeployConfig(**{"device": "cpu", "threads": 1, **values}), Workdir(work), run, Context()
+    )
 
 
 def bigmodel(

@@ -27,7 +27,7 @@ def test_a_small_model_comes_near_the_entropy_of_the_grammar_and_never_below(
 
     work = tmp_path / "work"
     prepare(work, STORIES)
-    train(work, steps=500, length=256, width=128, layers=4, heads=4, threads=2)
+    train(work, steps=500, length=128, width=64, layers=2, heads=2, batch_size=16)
     found = evaluate(work).document
     place = Workdir(work)
     split = Split(place.data, place.read_data()["splits"]["test"]["shards"])

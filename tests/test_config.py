@@ -290,6 +290,7 @@ def run(folder: Path, *argv: str, **environ: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_show_config_names_each_origin_and_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[prepare]\nmin_chars = 5\nval = 0.1\n")
     done = run(

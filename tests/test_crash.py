@@ -14,7 +14,7 @@ from tests.stages import ROOT
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def crash() -> Any:
     spec = importlib.util.spec_from_file_location("crash", ROOT / "benchmarks" / "crash.py")
     assert spec
@@ -25,13 +25,13 @@ def crash() -> Any:
     return module
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stages(crash: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("crash")
     return {stage.name: stage for stage in crash.stages(root)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def loaded(crash: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("loaded")
     library = crash.library(root)
@@ -49,7 +49,7 @@ STAGES = ["prepare", "train", "evaluate", "deploy"]
 def test_a_kill_at_any_moment_changes_nothing_in_the_end(
     crash: Any, stages: dict[str, Any], name: str
 ) -> None:
-    killed = [crash.kill(stages[name], moment) for moment in (0.45, 0.7, 0.85)]
+    killed = [crash.kill(stages[name], moment) for moment in (0.5, 0.8)]
     assert any(killed)
 
 
@@ -61,9 +61,9 @@ def test_a_kill_at_a_change_of_a_file_changes_nothing_in_the_end(
     assert any(place.startswith("before rename") for place in all_places)
     assert any(place.startswith("after fsync") for place in all_places)
     last = max(i for i, place in enumerate(all_places) if "rename" in place)
-    numbers = sorted({*crash.spread(12, len(all_places))[:-1], last})
+    numbers = sorted({*crash.spread(8, len(all_places))[:-1], last})
     hit = [crash.inject(stages[name], loaded, n, all_places[n]) for n in numbers]
-    assert sum(hit) >= 11
+    assert sum(hit) >= 7
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -13,7 +13,7 @@ import pytest
 
 from bigmodel_cli import errors
 from bigmodel_cli.cli.app import build
-from tests.conftest import Cli
+from tests.conftest import Cli, environment
 from tests.stages import ROOT
 
 FEW = {"make_translations.py": "--pairs 300", "make_shapes.py": "--images 300",
@@ -43,19 +43,20 @@ def test_its_commands_run(tmp_path: Path) -> None:
     assert len(found) >= 10
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in found:
-        command = re.sub(r"--minutes [\d.]+", "--minutes 0.2", command).replace("<=baseline", "<=9")
+        command = re.sub(r"--minutes [\d.]+", "--minutes 0.1", command).replace("<=baseline", "<=9")
         command = re.sub(r"--epochs \d+", "--steps 3", command).replace(">=0.85", ">=0")
         for script, few in FEW.items():
             command = command.replace(script, f"{script} {few}")
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, text=True, check=False,
-            capture_output=True, env={**os.environ, "PATH": path},
+            capture_output=True, env=environment({"PATH": path}),
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
     assert {path.name for path in tmp_path.iterdir()} <= {*NAMED, *ignored}
 
 
+@pytest.mark.slow
 def test_its_fingerprint_is_the_same_here(empty: Cli) -> None:
     """As on every machine."""
     made = empty.works("prepare", str(ROOT / "data" / "stories"))

@@ -129,6 +129,7 @@ def weights(work: Path, run: str) -> dict[str, torch.Tensor]:
     return checkpoint.load_tensors(place / checkpoint.names(place)[-1] / checkpoint.MODEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_task_goes_all_the_way_with_each_family(
     prepared: Path, family: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -163,6 +164,7 @@ def test_a_task_goes_all_the_way_with_each_family(
         assert alike(answer, good), (answer, good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_finished_run_is_made_longer_by_what_is_advised(
     prepared: Path, family: dict[str, Any], forker: Forker
@@ -185,6 +187,7 @@ def alike(one: Any, other: Any) -> bool:
     return bool(one == (pytest.approx(other, abs=2e-6) if isinstance(one, float) else other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_micro_batches_do_not_change_an_update(prepared: Path, family: dict[str, Any]) -> None:
     """Sums divided by the update's own number of terms: 1 × 8, 2 × 4 and 8 × 1 rows are one."""

@@ -84,6 +84,7 @@ def test_nobody_waits_for_an_item_that_nobody_wants_and_its_file_is_closed() -> 
     assert closed.wait(10)
 
 
+@pytest.mark.slow
 def test_the_end_waits_for_a_call_but_not_for_ever() -> None:
     for lasts, patience in ((0.3, 10), (30, 0.3)):
         hold, done = Event(), SimpleQueue[bool]()
@@ -163,6 +164,7 @@ print(caught, len(lost))
 """
 
 
+@pytest.mark.slow
 def test_signals_at_any_moment_are_neither_lost_nor_stop_the_program_for_ever() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ALARMS], cwd=ROOT, capture_output=True, text=True, timeout=100,
@@ -171,6 +173,7 @@ def test_signals_at_any_moment_are_neither_lost_nor_stop_the_program_for_ever() 
     assert done.stdout.split() == ["600", "0"], done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_words", [[], [MemoryError()], [(5,), MemoryError()]])
 def test_a_thread_that_memory_was_too_short_for_makes_nobody_wait(
     monkeypatch: pytest.MonkeyPatch, last_words: list[Any]
@@ -276,6 +279,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "first"),
     [("work", "raise MemoryError"), ("start", 'raise RuntimeError("can\'t start new thread")')],

@@ -31,6 +31,7 @@ from bigmodel_cli.train.optim import Optimizers
 
 # one more whenever an update of the same model computes other bits there, or has other rows
 ARITHMETIC = {"cpu": 5, "cuda": 6}
+LONG_PRODUCT = 0.1  # seconds after which no larger matrix product is measured
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -61,14 +62,18 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured: floating-point operations per second of a large matrix product. Only for show."""
-    size = 4096 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=dtype)
+    """Measured: floating-point operations per second of a large matrix product, but of no larger
+    one than takes a moment, since bf16 is slow on processors without it. Only for show."""
     best = 0.0
-    for _ in range(4):
-        began = time.perf_counter()
-        (a @ a).sum().item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    for size in (4096,) if device.type == "cuda" else (256, 512, 1024):
+        a = torch.randn(size, size, device=device, dtype=dtype)
+        for _ in range(4):
+            began = time.perf_counter()
+            (a @ a).sum().item()
+            seconds = time.perf_counter() - began
+            best = max(best, 2 * size**3 / seconds)
+            if seconds > LONG_PRODUCT and device.type == "cpu":
+                return best
     return best
 
 

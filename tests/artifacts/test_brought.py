@@ -208,6 +208,7 @@ def corpus(cli: Cli, task: str, texts: list[str]) -> None:
     (cli.cwd / "rows.jsonl").write_text("\n".join(lines), "utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ROWS)
 def test_every_task_says_what_a_tokenizer_loses(empty: Cli, task: str) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz0123456789▁."
@@ -233,6 +234,7 @@ def test_a_tokenizer_without_an_unknown_token_is_refused(empty: Cli, task: str) 
                   says=["cannot encode"], hint=["--tokenizer bpe"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_model_trains_and_writes_with_ids_that_have_holes(empty: Cli) -> None:
     texts = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(12)) for i in range(1, 90)]
     texts = [f"{WORDS[i % 9]} {WORDS[i // 9 % 9]} {text}" for i, text in enumerate(texts)]

@@ -82,6 +82,7 @@ def any_text(draw: random.Random, longest: int = 60) -> str:
 # Two encoders ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
 def test_the_fast_encoder_gives_the_very_same_ids(
     kind: str, monkeypatch: pytest.MonkeyPatch

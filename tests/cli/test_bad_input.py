@@ -230,6 +230,7 @@ def test_unusable_sources_are_named_and_leave_the_old_data(cli: Cli, case: str) 
         assert "up to date" in cli.prepare().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -332,6 +333,7 @@ COUNTED: dict[str, tuple[str, bytes, dict[str, int], str, int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COUNTED)
 def test_what_is_lost_is_counted_and_the_rest_goes_on(empty: Cli, case: str) -> None:
     name, data, lost, where, kept = COUNTED[case]
@@ -361,6 +363,7 @@ def test_a_categorical_column_is_text(empty: Cli) -> None:
     assert documents(empty) == [b"A row of text.", b"Another row of text."]
 
 
+@pytest.mark.slow
 def test_a_loop_of_links_is_no_obstacle_and_no_duplicate(empty: Cli) -> None:
     write(empty.cwd, {"d/a.txt": GOOD})
     (empty.cwd / "d" / "again").symlink_to(".", target_is_directory=True)
@@ -373,6 +376,7 @@ def test_a_loop_of_links_is_no_obstacle_and_no_duplicate(empty: Cli) -> None:
         empty.fails("prepare", source, code=4, says=[f"`{source}`"])
 
 
+@pytest.mark.slow
 def test_a_huge_number_of_tiny_documents(empty: Cli) -> None:
     rows = b"".join(b'{"text": "document %d"}\n' % i for i in range(100_000))
     write(empty.cwd, {"tiny.jsonl": rows})
@@ -382,6 +386,7 @@ def test_a_huge_number_of_tiny_documents(empty: Cli) -> None:
     assert set(documents(empty, "test")) < {b"document %d" % i for i in range(100_000)}
 
 
+@pytest.mark.slow
 def test_names_that_begin_with_dashes_or_hold_spaces_are_only_names(empty: Cli) -> None:
     names = ["--val.txt", "-w", "a b.txt", "ü.txt", "%s{x}`.txt", "[a].txt"]
     write(empty.cwd, {f"d/{n}": f"The text of the file {n}.".encode() for n in names})
@@ -393,6 +398,7 @@ def test_names_that_begin_with_dashes_or_hold_spaces_are_only_names(empty: Cli) 
     assert documents(empty) == [b"The text of the file [a].txt."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"caf\xe9.txt", "\ud800".encode("utf-8", "surrogatepass")])
 def test_a_file_name_that_is_not_utf_8_is_only_a_name(empty: Cli, name: bytes) -> None:
     (empty.cwd / "d").mkdir()
@@ -415,6 +421,7 @@ def test_the_work_directory_is_no_source_of_its_own(empty: Cli) -> None:
     assert "up to date" in empty.works(*command).out
 
 
+@pytest.mark.slow
 def test_two_sources_of_one_name_stay_fresh(empty: Cli) -> None:
     write(empty.cwd, {"a/data.txt": GOOD, "b/data.txt": GOOD.upper()})
     command = ("prepare", "a/data.txt", "--val", "b/data.txt", "--test", "0", "--tokenizer",
@@ -424,6 +431,7 @@ def test_two_sources_of_one_name_stay_fresh(empty: Cli) -> None:
     assert json.loads(empty.works("status", "--json").out)["data"]["state"] == "fresh"
 
 
+@pytest.mark.slow
 def test_a_pipe_that_can_be_read_once_is_not_taken_for_an_empty_file(empty: Cli) -> None:
     program = f"{shlex.quote(sys.executable)} -m bigmodel_cli"
     done = subprocess.run(
@@ -538,6 +546,7 @@ USAGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "words", "hint"), USAGE, ids=[c[:60] for c, *_ in USAGE])
 def test_wrong_usage_is_named_and_changes_nothing(
     cli: Cli, command: str, words: list[str], hint: str
@@ -606,6 +615,7 @@ def test_a_bad_environment_is_named(
     cli.refuses("train", code=2, says=words, hint=[hint], env={name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     ["--steps 2 --minutes 1", "--steps 2 --heads 3", "--steps 2 --kv-heads 3",
@@ -648,6 +658,7 @@ def test_a_rate_that_a_float_does_not_hold_is_named(cli: Cli) -> None:
     assert "--learning-rate" in " ".join(result.error())
 
 
+@pytest.mark.slow
 def test_a_perplexity_beyond_all_numbers_is_no_bug(cli: Cli) -> None:
     command = (*TRAIN[:-1], "3", "--optimizer", "adamw", "--learning-rate", "1000", "--run", "new")
     result = cli(*command)
@@ -659,6 +670,7 @@ def test_a_perplexity_beyond_all_numbers_is_no_bug(cli: Cli) -> None:
             cli.works(stage, *(() if stage == "status" else ("--run", "new")))
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_memory_leaves_the_way_free_for_a_smaller_one(cli: Cli) -> None:
     huge = [*TRAIN, "--run", "new", "--width", "2000000000"]
     cli.fails(*huge, code=7, says=["memory"], hint=["--size"], memory=16 << 30)
@@ -705,6 +717,7 @@ def test_a_folder_that_is_no_bundle_is_named(cli: Cli, folder: str) -> None:
     cli.refuses("predict", "a", "--bundle", folder, code=5, says=[folder], hint=["deploy"])
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_its_split_says_how_to_get_one(empty: Cli) -> None:
     empty.works("prepare", "corpus.jsonl", *ALL_TRAIN)
     empty.train()
@@ -844,6 +857,7 @@ def test_training_falls_back_aloud_to_the_checkpoint_before(cli: Cli, name: str,
     assert "up to date" in cli.train().out
 
 
+@pytest.mark.slow
 def test_training_without_a_whole_checkpoint_says_so(cli: Cli) -> None:
     unfinish(cli)
     for step in ("1", "2"):
@@ -852,6 +866,7 @@ def test_training_without_a_whole_checkpoint_says_so(cli: Cli) -> None:
     cli.train("--restart")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_record_of_the_best_checkpoint_is_mended_or_named(cli: Cli, kind: str) -> None:
     damage(cli, f"{RUN}/checkpoints/best.json", DAMAGE[kind])
@@ -886,6 +901,7 @@ def test_damaged_data_are_built_again(cli: Cli, name: str, kind: str) -> None:
     assert "up to date" in cli.prepare().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "flipped", "emptied"])
 def test_a_damaged_evaluation_is_scored_again_and_never_shipped_in_silence(
     cli: Cli, kind: str
@@ -900,6 +916,7 @@ def test_a_damaged_evaluation_is_scored_again_and_never_shipped_in_silence(
     assert json.loads(cli.works("evaluate", "--json").out)["metrics"] == metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "gone"])
 @pytest.mark.parametrize("name", ["model.safetensors", "bigmodel.json", "receipt.json"])
 def test_a_damaged_bundle_is_made_again(cli: Cli, name: str, kind: str) -> None:
@@ -909,6 +926,7 @@ def test_a_damaged_bundle_is_made_again(cli: Cli, name: str, kind: str) -> None:
     cli.works("predict", "a", "--max-tokens", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"\xff\x00\n", b"5\n[]\n", b'{"loss": 1}\n', b'{"loss": "x"}\n'])
 def test_a_damaged_log_does_not_stand_in_the_way_of_an_evaluation(cli: Cli, data: bytes) -> None:
     write(cli.cwd, {f"{RUN}/log.jsonl": data})
@@ -932,6 +950,7 @@ JSON_FILES = [
 ODD = [b"null", b"5", b"{}", b'{"schema": 1}', b'{"schema": "1"}', b"[" * 100_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "command"), JSON_FILES, ids=[f"{n}, {c}" for n, c in JSON_FILES])
 def test_json_of_another_shape_is_corrupt_and_no_bug(cli: Cli, name: str, command: str) -> None:
     whole = (cli.cwd / name).read_bytes()
@@ -980,6 +999,7 @@ def test_json_with_a_key_gone_or_of_another_type_is_never_a_bug(
     assert not wrong, listed(wrong)
 
 
+@pytest.mark.slow
 def test_status_shows_what_is_damaged_instead_of_failing(cli: Cli) -> None:
     odd: list[tuple[str, Any]] = [
         ("evaluation.json", {"schema": 1, "metrics": {}}),
@@ -1043,6 +1063,7 @@ def earlier(cli: Cli, **changed: Any) -> None:
     edit(cli.cwd / "main.json", **changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "word"),
     [(None, "main.json"), (b"{", "main.json"), (b"[]", "main.json"), (b"\xff", "main.json"),
@@ -1091,6 +1112,7 @@ def test_a_full_disk_while_preparing_leaves_the_old_data(cli: Cli, cold: bool) -
     cli.works(*command)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_the_manifest_alone_leaves_the_old_data(cli: Cli) -> None:
     unmatched = [word for i in range(400) for word in ("--exclude", f"{i}" * 40)]
     cli.prepare("--exclude", "x")  # so that the hashes of the sources are known
@@ -1124,6 +1146,7 @@ def test_a_full_disk_while_deploying_leaves_the_old_bundle(cli: Cli, cold: bool)
     assert cli.works("predict", "The fox", "--max-tokens", "4").out == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_evaluating_is_named(cli: Cli) -> None:
     for most in (0, 1000, 10_000):
         cli.fails("evaluate", "--force", code=7, says=["`", RUN], hint=["space"], file=most)
@@ -1210,6 +1233,7 @@ def stopping() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_trained_names_who_holds_it(
     cli: Cli, stopping: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -1231,6 +1255,7 @@ def test_a_run_that_is_being_trained_names_who_holds_it(
     cli.works("evaluate", "--run", "long")
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_being_prepared_names_who_holds_it(
     cli: Cli, stopping: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -1245,6 +1270,7 @@ def test_a_folder_that_is_being_prepared_names_who_holds_it(
     assert out
 
 
+@pytest.mark.slow
 def test_a_lock_of_a_process_that_is_gone_does_not_hold(cli: Cli) -> None:
     for folder in (cli.work / "data", cli.cwd / RUN):
         (folder / ".lock").touch()
@@ -1475,6 +1501,7 @@ def on_terminal(cli: Cli, *argv: str, env: Mapping[str, str]) -> tuple[int, str]
 COLOUR = re.compile(r"\x1b\[[0-9;]*[0-9]m")
 
 
+@pytest.mark.slow
 def test_no_color_is_honoured_on_a_terminal(empty: Cli) -> None:
     code, plain = on_terminal(empty, "prepare", "nowhere", env={"NO_COLOR": "1"})
     assert (code, "error: " in plain, "\x1b" in plain) == (4, True, False)
@@ -1496,6 +1523,7 @@ def test_requests_are_not_awaited_from_a_terminal(cli: Cli) -> None:
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\nfake: line\r.txt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"\x00\x01", b"caf\xe9 " * 9, b"", b"tiny"])
 def test_a_hostile_file_name_does_not_reach_the_terminal(empty: Cli, content: bytes) -> None:
     write(empty.cwd, {"d/good.txt": GOOD, f"d/{HOSTILE}": content})
@@ -1519,6 +1547,7 @@ def test_hostile_words_are_shown_escaped(empty: Cli, command: tuple[str, ...]) -
     assert "\r" not in result.err
 
 
+@pytest.mark.slow
 def test_a_hostile_name_in_what_changed_is_shown_escaped(empty: Cli) -> None:
     write(empty.cwd, {"d/good.txt": GOOD, f"d/{HOSTILE}": GOOD.upper()})
     empty.works("prepare", "d", *ALL_TRAIN)
@@ -1536,6 +1565,7 @@ def sh(cli: Cli, redirect: str, *argv: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirect", "command", "codes"),
     [
@@ -1561,6 +1591,7 @@ def test_streams_that_are_closed_or_full_are_no_bug(
     assert not (cli.work / "traceback.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["status", "status --json", "train --help", "predict a"])
 def test_a_reader_that_is_gone_is_no_bug(cli: Cli, command: str) -> None:
     """`bigmodel status | head -1`: as a shell says it of any program."""
@@ -1576,6 +1607,7 @@ def test_a_reader_that_is_gone_is_no_bug(cli: Cli, command: str) -> None:
     assert "bug" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train --help", "evaluate", "status", "train"])
 def test_a_terminal_that_knows_only_ascii_is_no_bug(cli: Cli, command: str) -> None:
     result = cli(*command.split(), env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, cold=True)
@@ -1589,6 +1621,7 @@ def test_a_summary_file_that_cannot_be_written_is_named(cli: Cli) -> None:
         assert place in result.err
 
 
+@pytest.mark.slow
 def test_hub_names_that_are_none_are_named(empty: Cli) -> None:
     for name in ("hf:", "hf:no-such-owner/no-such-set"):
         empty.fails("prepare", name, *ALL_TRAIN, code=4, says=[name], hint=["network"])

@@ -65,6 +65,7 @@ def modules(*arguments: object) -> tuple[str, set[str]]:
 HEAVY = {"torch", "datasets", "transformers", "matplotlib"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", *CONFIGS, "status"])
 def test_help_is_quick_and_opens_with_two_examples(command: str) -> None:
     text, loaded = modules(*filter(None, [command]), "--help")
@@ -72,6 +73,7 @@ def test_help_is_quick_and_opens_with_two_examples(command: str) -> None:
     assert text.count("bigmodel " + command) >= 2
 
 
+@pytest.mark.slow
 def test_help_names_every_option_and_size() -> None:
     for command, config in CONFIGS.items():
         text = " ".join(bigmodel(command, "--help", env={"COLUMNS": "200"}).stdout.split())
@@ -91,6 +93,7 @@ def test_version() -> None:
     assert not loaded & {*HEAVY, "numpy", "pyarrow"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [
     ["status"], ["train", "--size", "nano", "--width", "32", "--layers", "2", "--heads", "2",
                  "--batch-size", "8", "--steps", "2", "--context", "32", "--device", "cpu"],
@@ -102,6 +105,7 @@ def test_what_is_fresh_is_told_without_torch(work: Path, arguments: list[str]) -
     assert not loaded & HEAVY
 
 
+@pytest.mark.slow
 def test_prepare_is_fresh_without_torch(work: Path) -> None:
     source = work.parent / "stories.jsonl"
     text, loaded = modules("prepare", source, "--tokenizer", "bytes", "-w", work)
@@ -109,6 +113,7 @@ def test_prepare_is_fresh_without_torch(work: Path) -> None:
     assert not loaded & {*HEAVY, "tokenizers"}
 
 
+@pytest.mark.slow
 def test_status_shows_each_stage_and_why_it_is_stale(work: Path, tmp_path: Path) -> None:
     import json
     import shutil

@@ -214,6 +214,7 @@ def test_a_folder_that_is_a_link_is_not_written_to(cli: Cli, name: str) -> None:
     cli.fails(*command, code=7, says=[f"`work/{name}`", "link"])
 
 
+@pytest.mark.slow
 def test_the_working_directory_itself_may_be_a_link(cli: Cli) -> None:
     cli.work.rename(cli.cwd / "disk")
     cli.work.symlink_to(cli.cwd / "disk")

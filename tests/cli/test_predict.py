@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from bigmodel_cli.artifacts.manifest import file_info, read_json, write_json
 from tests.conftest import Cli
 
@@ -67,6 +69,7 @@ def test_control_characters_make_no_other_answer(cli: Cli) -> None:
     assert first == second == third
 
 
+@pytest.mark.slow
 def test_a_prompt_on_the_command_line(cli: Cli) -> None:
     assert cli.works("predict", "", "--max-tokens", "3").out.endswith("\n")  # a text of its own
     cli.fails("predict", "x" * 32, code=4, says=["33 tokens", "at most 32"], hint=["shorten"])

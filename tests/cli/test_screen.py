@@ -19,6 +19,7 @@ from tests.conftest import PREPARE, TRAIN, Cli, environment
 ESCAPE = "\x1b]0;owned\x07\x9b31mred\u202e"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [(*PREPARE, "--force"), (*TRAIN, "--run", "new"), ("evaluate", "--force"),
                 ("deploy", "--force")], ids=lambda command: command[0],
@@ -41,6 +42,7 @@ def test_h_is_help(empty: Cli, command: str) -> None:
     assert "Usage" in short
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [("bigmodel tra", "train"), ("bigmodel train --learn", "--learning-rate"),
@@ -68,6 +70,7 @@ def test_a_short_or_wrong_key_gets_a_suggestion(empty: Cli, word: str, expected:
     empty.fails("train", "--set", f"{word}=0.1", code=2, hint=[expected])
 
 
+@pytest.mark.slow
 def test_what_controls_a_terminal_is_escaped_in_labels_and_answers(empty: Cli) -> None:
     rows = [{"text": f"the text number {i} of {kind}", "label": f"{ESCAPE} {kind}"}
             for i in range(20) for kind in ("a", "b")]  # fmt: skip
@@ -85,6 +88,7 @@ def test_what_controls_a_terminal_is_escaped_in_labels_and_answers(empty: Cli) -
     assert ESCAPE in json.loads(line)["label"]  # and is what it was once it is read
 
 
+@pytest.mark.slow
 def test_a_hostile_field_of_a_manifest_is_escaped(cli: Cli) -> None:
     from bigmodel_cli.artifacts import manifest
 
@@ -164,6 +168,7 @@ def test_status_says_what_is_true(cli: Cli) -> None:
     assert "bigmodel evaluate --run gru -w '其他'" in cli.works("status", "-w", "其他").out
 
 
+@pytest.mark.slow
 def test_status_shows_the_best_checkpoints_validation(cli: Cli) -> None:
     cli.works(*TRAIN[:-2], "--steps", "6", "--checkpoint-every", "1", "--learning-rate", "0.5",
               "--run", "odd", "--keep", "9")  # fmt: skip

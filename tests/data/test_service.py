@@ -37,6 +37,7 @@ def test_probabilities_add_up(service: ModuleType) -> None:
     assert all(sum(replies.values()) == 4 for replies in service.REPLIES.values())
 
 
+@pytest.mark.slow
 def test_the_best_accuracy_is_that_of_counting(service: ModuleType) -> None:
     """Of many messages, a table of the most frequent intent of each sentence is about as good."""
     drawn = list(service.rows(40_000, seed=7))
@@ -50,6 +51,7 @@ def test_the_best_accuracy_is_that_of_counting(service: ModuleType) -> None:
     assert nats / len(rest) == pytest.approx(service.least_loss(), abs=0.01)
 
 
+@pytest.mark.slow
 def test_bits_are_the_entropy_of_replies(service: ModuleType) -> None:
     """The frequencies of replies after the same sentence and addition give the same bits."""
     drawn = list(service.rows(60_000, seed=9))

@@ -148,6 +148,7 @@ def test_bits_rejects_a_contradiction_with_what_came_before() -> None:
             stories.bits(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_analytic_means_agree_with_a_large_sample() -> None:
     rng = random.Random(20_000)
     drawn = [stories.story(rng) for _ in range(LARGE_SAMPLE)]

@@ -41,6 +41,7 @@ def test_a_source_has_one_target(tmp_path: Path) -> None:
         assert known.setdefault(source, target) == target
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_the_synonyms(tmp_path: Path) -> None:
     """Of sources that are drawn often, targets are as frequent as their bits say."""
     targets: dict[str, Counter[str]] = defaultdict(Counter)

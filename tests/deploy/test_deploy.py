@@ -43,6 +43,7 @@ def work(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "work"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["default", "grouped"])
 def test_a_causal_transformer_loads_in_transformers_and_answers_the_same(
     trained: Path, run: str
@@ -83,6 +84,7 @@ def test_other_models_say_that_bigmodel_alone_loads_them(trained: Path, run: str
     assert answer["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["default", "mlp", "masked"])
 def test_what_fewer_bits_cost_is_in_the_receipt(work: Path, run: str) -> None:
     wide = deploy(work, run)
@@ -112,6 +114,7 @@ def test_a_precision_that_a_model_cannot_have_is_refused(work: Path) -> None:
     assert Predictor(Workdir(work).run("rnn").bundle, "cpu").task.name == "language"
 
 
+@pytest.mark.slow
 def test_a_bundle_needs_nothing_else(work: Path, tmp_path: Path) -> None:
     deploy(work)
     moved = tmp_path / "elsewhere" / "model"
@@ -122,6 +125,7 @@ def test_a_bundle_needs_nothing_else(work: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith("Last year a")
 
 
+@pytest.mark.slow
 def test_the_card_says_whether_the_model_was_evaluated(work: Path) -> None:
     first = deploy(work)
     assert "Not evaluated" in (first.folder / "README.md").read_text("utf-8")
@@ -231,6 +235,7 @@ def folder(trained: Path) -> Path:
     return deploy(trained).folder
 
 
+@pytest.mark.slow
 def test_lines_in_lines_out_in_order_with_their_ids(folder: Path) -> None:
     lines = [
         {"id": i, "prompt": "Last year a"[: 2 + i], "max_tokens": 1 + i % 5} for i in range(11)
@@ -280,6 +285,7 @@ def test_stop_texts_end_it_before_they_appear(folder: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_partner_on_a_pipe_is_answered_at_once(folder: Path) -> None:
     import subprocess
     import sys

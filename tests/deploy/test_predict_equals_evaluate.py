@@ -165,6 +165,7 @@ def test_sentences_are_translated_as_they_were_scored(empty: Cli) -> None:
     assert bleu == pytest.approx(value(document, "bleu"), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_items_are_ranked_as_they_were_scored(empty: Cli) -> None:
     """Ids are numbers, which requests write as 7, 7.0 or " 7"; items that come again, items that
     are too rare to be known, and histories longer than the context."""
@@ -203,6 +204,7 @@ def test_items_are_ranked_as_they_were_scored(empty: Cli) -> None:
     assert sum(gains) / len(gains) == pytest.approx(value(document, "ndcg@10"), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_model_of_language_reads_the_tokens_that_were_scored(empty: Cli) -> None:
     texts = [
         f"The fox number {i} ran over hill {i * 7}. 狐狸跑过了第 {i} 座山。" for i in range(60)

@@ -162,6 +162,7 @@ def test_deploy_serves_what_is_there_where_nothing_can_be_written(cli: Cli) -> N
         cli.fails("deploy", "--serve", "--port", "0", *more, code=5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served(cli: Cli) -> None:
     cli.refuses("serve", "nowhere", code=5, says=["nowhere"], hint=["bigmodel deploy"])
     cli.refuses("serve", "--run", "nobody", code=5, says=["`nobody`"], hint=["default"])

@@ -226,6 +226,7 @@ def test_predict_refuses_what_the_command_refuses(
 # /v1/completions -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_predict(http: httpx.Client, strict: openai.OpenAI) -> None:
     wanted = http.post("/predict", json={"prompt": "Zü", "max_tokens": 70}).json()
     assert wanted["text"].startswith("rich naïve 日本語 🙂")  # or the tests below show little
@@ -727,6 +728,7 @@ def test_our_own_failures_tell_nothing(
 # Clients that leave, and the end ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_frees_the_model(http: httpx.Client, url: str) -> None:
     def free() -> bool:
         started = time.monotonic()
@@ -747,6 +749,7 @@ def test_a_client_that_leaves_frees_the_model(http: httpx.Client, url: str) -> N
         assert free()
 
 
+@pytest.mark.slow
 def test_many_clients_that_leave(http: httpx.Client, url: str) -> None:
     async def leave(client: httpx.AsyncClient, number: int) -> None:
         document = {**ENDLESS, "stream": number % 2 == 0, "n": 1 + number % 3}
@@ -835,6 +838,7 @@ def test_ipv6(predictor: Predictor) -> None:
     served(predictor, "::1", act)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_process_quietly(folder: Path) -> None:
     """While a stream and a waiting call are under way; they are cut after the grace time."""
     script = f"""

@@ -174,6 +174,7 @@ def ended(sockets: list[socket.socket], seconds: float) -> int:
 # Connections ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "half",
     [
@@ -197,6 +198,7 @@ def test_what_is_sent_in_part_is_not_waited_for_for_ever(server: Server, half: b
         each.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", HEAD + b"Content-Length: 1000\r\n\r\n"])
 def test_a_byte_now_and_then_is_not_enough(server: Server, sent: bytes) -> None:
     connection = server.connect(sent)
@@ -212,6 +214,7 @@ def test_a_byte_now_and_then_is_not_enough(server: Server, sent: bytes) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_never_reads(language: Path) -> None:
     """What is written for it is more than the system takes."""
     long = "é" * 1_800_000  # six times as many bytes in the answer
@@ -267,6 +270,7 @@ def test_two_thousand_half_requests(language: Path, files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_no_descriptor_left_is_one_line(language: Path) -> None:
     """Even where connections are not bounded in time: something else took the descriptors."""
     settings = (
@@ -289,6 +293,7 @@ def test_no_descriptor_left_is_one_line(language: Path) -> None:
         assert server.answers() < 5
 
 
+@pytest.mark.slow
 def test_where_all_are_being_answered_the_next_is_refused(language: Path) -> None:
     endless = {"prompt": "x", "max_tokens": 1 << 20, "seed": 1}
     body = json.dumps(endless).encode()
@@ -508,6 +513,7 @@ def test_six_large_images_take_no_more_memory_than_one(images: Path) -> None:
 # Clients that leave --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [ClientDisconnect(), RuntimeError("a bug"), MemoryError(), DataError("too long", "cut it")],

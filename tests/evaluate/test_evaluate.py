@@ -49,6 +49,7 @@ def document(work: Path, run: str = "default") -> dict[str, Any]:
     return json.loads(Workdir(work).run(run).evaluation.read_text("utf-8"))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_scoring_one_token_at_a_time(trained: Path) -> None:
     """Every target once, each with the context that the documented windows give it."""
     place = Workdir(trained)
@@ -108,6 +109,7 @@ def test_baselines_stand_beside_the_model_and_the_strongest_is_named(trained: Pa
     assert 0 < best["difference"]["low"] < best["difference"]["value"] < best["difference"]["high"]
 
 
+@pytest.mark.slow
 def test_a_masked_model_gets_pseudo_perplexity(trained: Path) -> None:
     found = evaluate(trained, "masked").document
     assert set(found["metrics"]) == {"pseudo_perplexity", "loss", "masked_accuracy"}
@@ -117,6 +119,7 @@ def test_a_masked_model_gets_pseudo_perplexity(trained: Path) -> None:
     assert "<|mask|>" in found["samples"][0]["prompt"]
 
 
+@pytest.mark.slow
 def test_up_to_date_evaluations_still_judge_their_gates(work: Path) -> None:
     again = evaluate(work, require=("bits_per_byte<=0.1",))
     assert again.fresh
@@ -126,6 +129,7 @@ def test_up_to_date_evaluations_still_judge_their_gates(work: Path) -> None:
     assert not evaluate(work, split="val", force=True).fresh
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_twice_is_the_same(work: Path) -> None:
     first = evaluate(work, force=True).document
     second = evaluate(work, force=True).document
@@ -149,6 +153,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_the_report_is_complete_in_itself(work: Path) -> None:
     evaluate(work, require=("bits_per_byte<=0.1",), force=True)
     page = Page()
@@ -160,6 +165,7 @@ def test_the_report_is_complete_in_itself(work: Path) -> None:
         assert words in page.text
 
 
+@pytest.mark.slow
 def test_markdown_goes_to_the_file_that_github_names(work: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
@@ -173,6 +179,7 @@ def test_markdown_goes_to_the_file_that_github_names(work: Path, tmp_path: Path)
     assert markdown(document(work)) in text
 
 
+@pytest.mark.slow
 def test_a_failed_gate_is_one_document_with_json(work: Path) -> None:
     done = bigmodel("evaluate", "-w", work, "--require", "loss<=0.1", "--json")
     assert done.returncode == 3

@@ -272,6 +272,7 @@ def test_power_and_noninferiority_are_what_the_theory_says() -> None:
     assert 0.03 <= passed <= 0.07
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
     """Ratios of sums over units of unequal size, whose true value is known."""
     random = np.random.default_rng(3)
@@ -309,6 +310,7 @@ def keep(cli: Cli, *names: str) -> None:
 RULE = ("--against", "main.json", "--require", "bits_per_byte<=previous")
 
 
+@pytest.mark.slow
 def test_an_evaluation_passes_against_itself_paired(cli: Cli) -> None:
     keep(cli, "json", "safetensors")
     for path in ("main.json", f"{RUN}/evaluation.json"):
@@ -328,6 +330,7 @@ def test_an_earlier_evaluation_without_statistics_is_judged_unpaired_aloud(cli: 
     assert gate["difference"]["low"] < 0 < gate["difference"]["high"]
 
 
+@pytest.mark.slow
 def test_damaged_statistics_are_named(cli: Cli) -> None:
     keep(cli, "json", "safetensors")
     data = bytearray((cli.cwd / "main.safetensors").read_bytes())
@@ -361,6 +364,7 @@ def test_what_verdicts_say_is_what_gates_say(cli: Cli) -> None:
     assert f"{said}" in (cli.cwd / RUN / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_model_that_loses_is_trained_longer_by_the_command_that_is_named(cli: Cli) -> None:
     done = cli.works("evaluate", "--force")
     advice = re.search(r"train it longer: bigmodel (.*--run (\S+).*)\n", done.out)
@@ -375,6 +379,7 @@ def test_a_training_run_that_restarts_takes_the_statistics_with_it(cli: Cli) -> 
     assert not (cli.cwd / RUN / "evaluation.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_help_says_what_unclear_means() -> None:
     text = " ".join(bigmodel("evaluate", "--help", env={"COLUMNS": "200"}).stdout.split())
     for words in ("compares the figure itself", "unclear passes", "unclear fails"):

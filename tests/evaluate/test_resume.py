@@ -94,6 +94,7 @@ def test_statistics_come_back_as_they_were(tmp_path: Path) -> None:
         UnitStatistics.read(path, info)
 
 
+@pytest.mark.slow
 def test_many_classes_take_little_room(tmp_path: Path) -> None:
     """4,096 classes: 12,321 statistics of a unit, of which it has seven."""
     count, columns = 2000, 3 + 3 * 4096 + 30
@@ -170,6 +171,7 @@ def run_until(
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_stopped_evaluation_continues_to_the_same_bytes(
     trained: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
@@ -198,6 +200,7 @@ def test_a_stopped_evaluation_continues_to_the_same_bytes(
     assert outcome(trained) == whole
 
 
+@pytest.mark.slow
 def test_what_is_left_of_another_evaluation_is_not_continued(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +246,7 @@ def test_a_signal_stops_the_command_and_the_same_command_continues(cli: Cli) -> 
 # Samples -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_for_model_answers_and_baselines(trained: Path) -> None:
     found = evaluate(trained, limit=20, force=True).document
     assert {metric["n"] for metric in found["metrics"].values()} == {20}
@@ -266,6 +270,7 @@ def test_a_sample_is_the_same_for_model_answers_and_baselines(trained: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_parts_of_a_long_text_are_scored_whole(tmp_path: Path) -> None:
     """Each token of a drawn part is a target, though the part before it was not drawn."""
     path = tmp_path / "long.txt"
@@ -282,6 +287,7 @@ def test_parts_of_a_long_text_are_scored_whole(tmp_path: Path) -> None:
     assert ((tokens - size >= 0) & (tokens - size <= 1)).all()  # bytes, and perhaps the end
 
 
+@pytest.mark.slow
 def test_other_samples_are_not_compared(cli: Cli) -> None:
     plain = json.loads(cli.works("evaluate", "--limit", "5", "--json").out)
     assert plain["metrics"]["loss"]["n"] == 5

@@ -51,6 +51,7 @@ def test_a_beam_as_large_as_the_space_finds_the_best_of_all_texts(
     assert lengths == sorted(lengths)  # a larger power never favours a shorter text
 
 
+@pytest.mark.slow
 def test_a_wider_beam_finds_what_a_greedy_search_walks_past() -> None:
     better = 0
     for seed in range(40):

@@ -172,6 +172,7 @@ def test_greedy_decoding_takes_the_most_likely_token_of_the_whole_forward() -> N
     assert text[2:] == logits[1:-1].argmax(-1).tolist()
 
 
+@pytest.mark.slow
 def test_sampling_obeys_top_k_and_top_p_and_the_temperature() -> None:
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0])
     draw = torch.Generator().manual_seed(0)

@@ -75,6 +75,7 @@ def test_a_column_that_is_there_twice_is_refused_where_it_is_read(tmp_path: Path
         values(path, "a")
 
 
+@pytest.mark.slow
 def test_a_long_text_that_comes_again_and_again_fits_in_memory(tmp_path: Path) -> None:
     """197 kB that hold 2.6 GB: one text, and where it is."""
     path = tmp_path / "a.parquet"

@@ -300,6 +300,7 @@ def test_excel_says_what_separates_columns(empty: Cli) -> None:
     assert empty.manifest()["splits"]["train"]["units"] == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mark", ["^", ":"])
 def test_one_column_whose_name_has_a_mark_in_it_is_warned_of(empty: Cli, mark: str) -> None:
     rows = "".join(f"好看的电影 number {i}{mark}{'ab'[i % 2]}\n" for i in range(40))

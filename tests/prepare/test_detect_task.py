@@ -107,6 +107,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_json_is_read_in_every_form(empty: Cli, form: str) -> None:
     content = FORMS[form].encode()
@@ -122,6 +123,7 @@ def test_json_is_read_in_every_form(empty: Cli, form: str) -> None:
         assert labelled(empty) == WANTED
 
 
+@pytest.mark.slow
 def test_the_form_of_a_long_file_is_known_by_its_beginning(tmp_path: Path) -> None:
     long = {"version": 2, "text": "x" * 900_000, "items": LABELLED * 1000}
     (tmp_path / "a.json").write_text(json.dumps(long))
@@ -137,6 +139,7 @@ def test_the_form_of_a_long_file_is_known_by_its_beginning(tmp_path: Path) -> No
             assert json_forms.peek(file, 7).kind == "text", text
 
 
+@pytest.mark.slow
 def test_lists_named_for_splits_are_splits(empty: Cli) -> None:
     parts = {"train": LABELLED[:12], "validation": LABELLED[12:15], "test": LABELLED[15:]}
     write(empty.cwd, {"a.json": json.dumps(parts)})
@@ -164,6 +167,7 @@ def test_an_object_is_a_row_where_a_task_knows_its_columns(empty: Cli) -> None:
     assert Workdir(empty.work).read_data()["splits"]["train"]["units"] == 5
 
 
+@pytest.mark.slow
 def test_texts_in_json_are_rows_and_settings_are_said(empty: Cli) -> None:
     write(empty.cwd, {"a.json": json.dumps(TEXTS), "notes/a.md": "A note about cats and dogs.",
                       "notes/settings.json": '{"theme": "dark", "size": 12}'})  # fmt: skip
@@ -187,6 +191,7 @@ BESIDE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_text_beside_records_is_skipped_and_named(empty: Cli) -> None:
     write(empty.cwd, {"in/a.jsonl": lines(LABELLED), **{f"in/{n}": c for n, c in BESIDE.items()}})
     said = prepared(empty, "in", *ALL, twice=True)
@@ -206,6 +211,7 @@ def test_text_beside_records_is_skipped_and_named(empty: Cli) -> None:
     assert labelled(empty) == WANTED
 
 
+@pytest.mark.slow
 def test_records_that_the_task_cannot_use_are_an_error_that_helps(empty: Cli) -> None:
     write(empty.cwd, {"in/a.jsonl": lines(LABELLED), "in/sub/sizes.csv": "width,height\n1,2\n"})
     result = empty.fails("prepare", "in", code=4, says=["`sub/sizes.csv`", "the label"],
@@ -215,6 +221,7 @@ def test_records_that_the_task_cannot_use_are_an_error_that_helps(empty: Cli) ->
     assert labelled(empty) == WANTED
 
 
+@pytest.mark.slow
 def test_a_working_directory_among_the_sources_is_not_mentioned(empty: Cli) -> None:
     write(empty.cwd, {"a.jsonl": lines(LABELLED)})
     for _ in range(2):
@@ -223,6 +230,7 @@ def test_a_working_directory_among_the_sources_is_not_mentioned(empty: Cli) -> N
     assert labelled(empty) == WANTED
 
 
+@pytest.mark.slow
 def test_for_language_text_beside_records_is_skipped_unless_it_is_named(empty: Cli) -> None:
     write(empty.cwd, {"in/a.jsonl": lines(TEXTS), "in/LICENSE": "All rights are reserved here.",
                       "in/books/b.txt": "A book of its own in a folder of texts."})  # fmt: skip
@@ -236,6 +244,7 @@ def test_for_language_text_beside_records_is_skipped_unless_it_is_named(empty: C
     assert texts(empty) == wanted | {"All rights are reserved here."}
 
 
+@pytest.mark.slow
 def test_a_table_among_source_code_says_nothing(empty: Cli) -> None:
     code = {f"in/src/part{i}.py": f"def part{i}():\n    return {i} * 'x'\n" * 40 for i in range(9)}
     write(
@@ -257,6 +266,7 @@ def images(folder: Path, ends: Iterable[str] = (".png",)) -> None:
                 Image.fromarray(pixels).save(path, format="JPEG" if end == ".jfif" else None)
 
 
+@pytest.mark.slow
 def test_images_with_files_beside(empty: Cli) -> None:
     images(empty.cwd / "in", (".png", ".jfif"))
     write(empty.cwd, {f"in/{name}": content for name, content in BESIDE.items()})
@@ -307,6 +317,7 @@ def test_an_id_is_not_a_text(empty: Cli, rows: list[dict[str, Any]], names: str,
                 hint=[names, "--column text=", "--task"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_only_text_beside_an_id_is_read_and_said(empty: Cli) -> None:
     rows = [{"id": f"x{i}", "url": "http://x", "Memo": row["text"]} for i, row in enumerate(TEXTS)]
     write(empty.cwd, {"a.jsonl": lines(rows), "one.csv": "heading\nthe only one\nand another\n"})
@@ -318,6 +329,7 @@ def test_the_only_text_beside_an_id_is_read_and_said(empty: Cli) -> None:
     assert texts(empty) == {"the only one", "and another"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [".jsonl", ".json", ".parquet", ".csv"])
 @pytest.mark.parametrize("nested", [True, False])
 def test_columns_of_two_languages_are_a_translation(empty: Cli, end: str, nested: bool) -> None:
@@ -349,6 +361,7 @@ def test_rows_without_one_of_a_pair_are_counted(empty: Cli) -> None:
     assert len(pairs(empty)) == 20
 
 
+@pytest.mark.slow
 def test_three_languages_must_be_chosen(empty: Cli) -> None:
     rows = [{**row, "fr": f"Le chat numéro {i}."} for i, row in enumerate(PAIRS)]
     write(empty.cwd, {"a.jsonl": lines(rows)})
@@ -358,6 +371,7 @@ def test_three_languages_must_be_chosen(empty: Cli) -> None:
     assert "source from `fr`, target from `zh`" in said
 
 
+@pytest.mark.slow
 def test_ids_are_not_indonesian(empty: Cli) -> None:
     rows = "".join(f"{i},A sentence number {i} of this table.\n" for i in range(20))
     write(empty.cwd, {"a.csv": "id,text\n" + rows, "b.csv": "id,en\n" + rows})
@@ -383,6 +397,7 @@ def test_a_data_set_of_nested_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # Folders that give columns ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [".parquet", ".jsonl", ".csv"])
 def test_the_names_of_folders_are_columns(empty: Cli, end: str) -> None:
     wanted = set()
@@ -414,6 +429,7 @@ def test_the_names_of_folders_are_columns(empty: Cli, end: str) -> None:
     assert {label for _, label in labelled(empty)} == {"pos", "很好", "a/b"}
 
 
+@pytest.mark.slow
 def test_text_files_in_folders_that_give_their_label(empty: Cli) -> None:
     wanted = set()
     for label in ("neg", "很好"):
@@ -452,6 +468,7 @@ def test_splits_and_classes_of_images_in_folders_names(empty: Cli) -> None:
     assert labels["labels"] == ["cat", "dog"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["held_out.csv", "train_2.csv", "val_2.csv"])
 def test_what_is_named_for_a_split_by_an_option_stays_there(empty: Cli, name: str) -> None:
     for file, count in (("train.csv", 30), ("val.csv", 20), (name, 10)):
@@ -473,6 +490,7 @@ def test_a_link_to_a_hidden_folder_is_followed(empty: Cli) -> None:
     assert empty.manifest()["splits"]["train"]["units"] == 9
 
 
+@pytest.mark.slow
 def test_columns_of_dialogues_may_have_capitals(empty: Cli) -> None:
     rows = [{"Instruction": f"第{i}问", "Output": f"第{i}答"} for i in range(40)]
     (empty.cwd / "a.jsonl").write_text(lines(rows), "utf-8")
@@ -489,6 +507,7 @@ def test_the_other_side_is_not_read_where_it_is_excluded(empty: Cli) -> None:
     assert "`val.en.gz`" in said.partition("skipped")[2]
 
 
+@pytest.mark.slow
 def test_what_lies_beside_aligned_files_is_skipped(empty: Cli) -> None:
     folder = empty.cwd / "Books.de-zh"
     for end in ("de", "zh", "ids"):
@@ -517,6 +536,7 @@ def test_columns_that_are_not_read_are_named(empty: Cli) -> None:
     assert "columns that are not read: `split`, `context`" in prepared(empty, "a.jsonl", *ALL)
 
 
+@pytest.mark.slow
 def test_a_label_late_in_a_list(empty: Cli) -> None:
     rows = [{"text": f"a film number {i}"} for i in range(150)]
     (empty.cwd / "a.json").write_text(json.dumps([*rows, *LABELLED]), "utf-8")
@@ -597,6 +617,7 @@ def test_notes_in_two_languages_among_others_are_texts(empty: Cli) -> None:
 # Links ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_linked_folders_are_read_and_circles_end(empty: Cli) -> None:
     write(
         empty.cwd,
@@ -634,6 +655,7 @@ def test_linked_folders_of_classes_have_their_own_names(empty: Cli) -> None:
 # Names of splits --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "held", "kind"),
     [
@@ -660,6 +682,7 @@ def test_a_word_of_a_name_is_its_split(empty: Cli, train: str, held: str, kind: 
     assert not labelled(empty) & wanted
 
 
+@pytest.mark.slow
 def test_names_that_say_no_split(empty: Cli) -> None:
     rows = "text,label\n" + "".join(f"film {i} was fine,{'ab'[i % 2]}\n" for i in range(60))
     for number, name in enumerate(("latest", "contest", "trained", "attrain", "train_test_mixed")):

@@ -189,6 +189,7 @@ def test_an_unknown_encoding_is_wrong_usage(name: str, hint: str) -> None:
 # The command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_classes_of_another_encoding_go_by_their_names(empty: Cli) -> None:
     rows = [(f"第{i}句话,非常有意思", "正面" if i % 2 else "负面") for i in range(60)]
     lines = "".join(f'"{text}",{label}\n' for text, label in [("text", "label"), *rows])
@@ -207,6 +208,7 @@ def test_classes_of_another_encoding_go_by_their_names(empty: Cli) -> None:
     empty.fails(*command, "--encoding", "gbkk", code=2, says=["`gbkk`"], hint=["`gbk`"])
 
 
+@pytest.mark.slow
 def test_aligned_files_of_any_compression_are_translations(empty: Cli) -> None:
     for name, lines, pack in (
         ("a.fr.xz", FRENCH, lzma.compress), ("a.zh.bz2", CHINESE, bz2.compress),

@@ -87,6 +87,7 @@ def test_the_quick_look_finds_what_reading_each_row_finds(
 # The command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_late_keys_reach_the_data(empty: Cli, name: str) -> None:
     rows: list[dict[str, str]] = [

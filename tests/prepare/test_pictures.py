@@ -462,6 +462,7 @@ def test_hostile_labels_of_numpy_are_refused(
         prepare(tmp_path / "work", tmp_path / "a-images.npy", val="0", test="0.2")
 
 
+@pytest.mark.slow
 def test_the_form_is_that_of_pictures_that_can_be_read(tmp_path: Path) -> None:
     """Also where a thousand broken ones come before them."""
     x, y = pictures()

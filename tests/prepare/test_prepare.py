@@ -389,6 +389,7 @@ def test_every_row_of_a_messy_mixture_is_accounted_for(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_random_mixtures_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(5)
     pool = [*documents(30), "", " ", "tiny", "bell\x07 and more", None, 7, "é" * 12]
@@ -491,6 +492,7 @@ def test_hashes_are_those_of_each_keys_bytes() -> None:
 # Splits ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_unit_never_moves_to_another_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -645,6 +647,7 @@ NO_CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_options_that_matter_change_the_fingerprint_and_others_do_not(tmp_path: Path) -> None:
     data, work = corpus(tmp_path / "data", 100), tmp_path / "work"
     first = prepare(work, data)
@@ -741,6 +744,7 @@ def test_data_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_brought_tokenizer_counts_by_its_content(tmp_path: Path) -> None:
     data, work, other = corpus(tmp_path / "data", 60), tmp_path / "work", tmp_path / "other"
     folder = tmp_path / "codec"
@@ -979,6 +983,7 @@ def environment() -> Mapping[str, str]:
 QUICK = ("--tokenizer", "bytes", "--min-chars", "0", "--val", "0", "--test", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "records"])
 def test_standard_input_is_a_source(tmp_path: Path, kind: str) -> None:
     texts = documents(9)
@@ -993,6 +998,7 @@ def test_standard_input_is_a_source(tmp_path: Path, kind: str) -> None:
     assert not [p.name for p in (tmp_path / "work" / "data").iterdir() if ".tmp-" in p.name]
 
 
+@pytest.mark.slow
 def test_processes_and_their_settings_give_the_same_bytes(tmp_path: Path) -> None:
     corpus(tmp_path / "data", 200)
     settings = [
@@ -1027,6 +1033,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, chang
     assert after == prepare(tmp_path / "new", source, **ALL).manifest
 
 
+@pytest.mark.slow
 def test_little_is_loaded_and_less_when_all_is_up_to_date(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", documents(40))
     script = (
@@ -1121,6 +1128,7 @@ def test_another_encoding_is_warned_of_and_not_used(
     assert "another way; tokenizers encoded" in note
 
 
+@pytest.mark.slow
 def test_standard_input_has_columns_where_a_delimiter_is_named(tmp_path: Path) -> None:
     rows = [f"hello number {i},{'ab'[i % 2]}" for i in range(60)]
     made = {}

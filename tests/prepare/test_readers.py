@@ -221,6 +221,7 @@ def test_deep_rows_are_kept_whatever_stands_beside_them(tmp_path: Path, beside: 
     assert documents(path) == ["a", "deep"]
 
 
+@pytest.mark.slow
 def test_json_lines_read_at_once_are_those_read_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_colours_of_sixteen_bits_are_said_to_be_read_by_half(tmp_path: Path) -> 
         in events.notes  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_chain_answers_as_it_was_evaluated(empty: Cli) -> None:
     source = folder(empty.cwd / "in", 4095, "png", np.uint16)
     empty.works("prepare", "in", "--val", "0.2", "--test", "0.2")

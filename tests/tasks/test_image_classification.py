@@ -153,6 +153,7 @@ def test_micro_batches_give_the_same_gradient(family: str, work: Path) -> None:
             assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_resuming_is_exact(family: str, fresh: Path) -> None:
     """2 + 2 steps of an augmented run are 4 steps, to the byte; the first epoch has 18."""
@@ -205,6 +206,7 @@ def test_patches_by_size(size: int, patch: int, work: Path) -> None:
     assert task.shape().context == (size // patch) ** 2
 
 
+@pytest.mark.slow
 def test_evaluation_and_its_baselines(fresh: Path) -> None:
     train(fresh, steps=4)
     found = evaluate(fresh).document

@@ -23,6 +23,7 @@ def kinds(count: int, names: str) -> list[tuple[str, str]]:
             for i in range(count)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_class_that_only_held_out_rows_have_is_named_and_scored_as_0(empty: Cli) -> None:
     write(empty.cwd, kinds(60, "ab"))
     write(empty.cwd, [*kinds(30, "ab"), *((f"中文第{i}句", "中文") for i in range(10))], "t.jsonl")
@@ -59,6 +60,7 @@ def test_one_class_in_training_is_refused(empty: Cli) -> None:
                   says=["the train split has only one label, `a`: `b`, `c`"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_labels_that_are_nearly_alike_are_a_warning(empty: Cli) -> None:
     names = [
         "Spam",

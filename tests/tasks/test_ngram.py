@@ -268,6 +268,7 @@ def test_approaches_the_entropy_of_a_markov_chain() -> None:
     assert right == pytest.approx(p_next[test[:, :-2], test[:, 1:-1]].max(-1).mean(), abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_million_tokens_in_thousands_of_sequences() -> None:
     rng = np.random.default_rng(2)
     vocabulary = 5000

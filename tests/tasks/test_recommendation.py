@@ -264,6 +264,7 @@ def test_micro_batches_and_padding_do_not_change_an_update(
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", FAMILIES, ids=lambda o: "-".join(map(str, o.values())))
 def test_a_stopped_run_resumes_to_the_very_same_bytes(
     work: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -287,6 +288,7 @@ def test_a_stopped_run_resumes_to_the_very_same_bytes(
     assert final_bytes(work, "stopped") == final_bytes(work, "whole")
 
 
+@pytest.mark.slow
 def test_evaluation_tells_coverage_without_an_interval_and_the_protocol(work: Path) -> None:
     fit(work, steps=2)
     document = evaluate(work, require=("coverage>0.1", "hr@10>=baseline*0.01")).document
@@ -386,6 +388,7 @@ def test_a_damaged_catalogue_is_refused(data: Path, tmp_path: Path) -> None:
 TINY = ("--size", "nano", "--width", "32", "--layers", "1", "--heads", "2", "--steps", "2")
 
 
+@pytest.mark.slow
 def test_the_chain_through_the_program(empty: Cli) -> None:
     (empty.cwd / "corpus.jsonl").unlink()
     sessions.main(["--users", "60", "--output", str(empty.cwd / "sessions.csv")])
@@ -488,6 +491,7 @@ def test_a_small_model_comes_near_the_best_ranking_and_never_beyond(
     assert document["metrics"]["ndcg@10"]["low"] > document["baselines"]["item_knn"]["ndcg@10"]
 
 
+@pytest.mark.slow
 def test_a_history_of_all_items_leaves_nothing_to_recommend(work: Path) -> None:
     train(work)
     deploy(work)

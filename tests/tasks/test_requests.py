@@ -74,6 +74,7 @@ def prepared(texts: list[str], trim: bool) -> list[str | None]:
     return [text if kept else None for text, kept in zip(found, cleaning.kept, strict=True)]
 
 
+@pytest.mark.slow
 def test_arrow_and_python_read_the_classes_of_characters_alike() -> None:
     """Rows are cleaned by the one, requests by the other."""
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]

@@ -240,6 +240,7 @@ def test_balanced_weights_change_the_loss_of_rare_classes(tmp_path: Path) -> Non
     assert weights[1] / weights[0] == pytest.approx(counts[0] / counts[1])
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_it_found(empty: Cli) -> None:
     rows(empty.cwd, many(60, {"a": 40, "b": 20}))
     made = empty.works("prepare", "rows.jsonl", "--val", "0.2", "--test", "0.2")

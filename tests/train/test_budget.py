@@ -140,6 +140,7 @@ def test_a_machine_that_becomes_slow_meanwhile_is_noticed(
     assert machine.checks <= 0.1 * 210
 
 
+@pytest.mark.slow
 def test_a_resumed_run_validates_as_many_rows_as_before_it_was_stopped(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_resumed_run_validates_as_many_rows_as_before_it_was_stopped(
     assert not again.rows  # it was finished
 
 
+@pytest.mark.slow
 def test_few_validations_are_said(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before each takes less than an eighth of the task's rows, there are fewer of them."""
     machine = Machine(2.1, 0.015)
@@ -183,6 +185,7 @@ def test_few_validations_are_said(work: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(kept) <= 3
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_asked_for_take_no_more_than_a_tenth_either(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,7 @@ def test_checkpoints_that_are_asked_for_take_no_more_than_a_tenth_either(
     assert abs(machine.now - 210) <= 0.03 * 210
 
 
+@pytest.mark.slow
 def test_a_run_without_a_validation_split_is_on_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +211,7 @@ def test_a_run_without_a_validation_split_is_on_time(
     assert lines[-1]["step"] > 80
 
 
+@pytest.mark.slow
 def test_runs_in_steps_validate_all_rows_however_slow(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_system_that_does_not_tell_is_quiet(
     assert contention.Contention(8).warning() == ""
 
 
+@pytest.mark.slow
 def test_a_run_on_a_busy_machine_says_so_and_computes_the_same_bytes(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def config(work: Path, run: str) -> dict[str, Any]:
     return dict(json.loads((work / "runs" / run / "config.json").read_bytes()))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_made_longer_by_the_command_of_the_hint(cli: Cli) -> None:
     """Also a second time, with other options of the run, in another folder, in Chinese."""
     shutil.move(cli.work, cli.cwd / "我的 工作")
@@ -46,6 +47,7 @@ def test_a_finished_run_is_made_longer_by_the_command_of_the_hint(cli: Cli) -> N
     assert "--run first-longer-2 --steps 99999" in again.error()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -61,6 +63,7 @@ def test_other_changes_name_restart_which_works(cli: Cli, more: tuple[str, ...],
     cli.works("train", *TINY, *length, "--restart", **LONG)
 
 
+@pytest.mark.slow
 def test_a_run_that_learned_otherwise_is_continued_with_the_same_objective(cli: Cli) -> None:
     cli.works("train", *TINY, "--steps", "2", "--objective", "masked", "--run", "bert", **LONG)
     done = cli.fails(
@@ -72,6 +75,7 @@ def test_a_run_that_learned_otherwise_is_continued_with_the_same_objective(cli: 
     assert config(cli.work, "bert-longer")["model"]["shape"]["causal"] is False
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_advises_works(cli: Cli) -> None:
     done = cli.works("evaluate", "--force", **LONG)
     assert "The model loses to" in done.out
@@ -82,6 +86,7 @@ def test_what_an_evaluation_advises_works(cli: Cli) -> None:
     assert config(cli.work, "longer")["origin"] == "default"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, "1"])
 def test_a_run_that_diverges_says_what_is_left_and_what_works(cli: Cli, every: str | None) -> None:
     more = ("--checkpoint-every", every) if every else ()
@@ -115,6 +120,7 @@ def test_hints_name_the_folder_and_run_of_the_command(cli: Cli) -> None:
     assert "bigmodel train -w elsewhere" in json.loads(done.out)["error"]["hint"]
 
 
+@pytest.mark.slow
 def test_a_hint_with_two_ways_names_the_run_in_its_command(cli: Cli) -> None:
     cli.train("--run", "mine", **LONG)
     cli.prepare("--seed", "3")

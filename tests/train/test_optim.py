@@ -72,6 +72,7 @@ def test_rounding_costs_no_more_than_in_torchs_steps(shape: tuple[int, int], ran
     assert (ours.double() - exact).norm() <= 1.1 * (theirs.double() - exact).norm()
 
 
+@pytest.mark.slow
 def test_a_matrix_of_one_number_stays_near_the_exact_one() -> None:
     """Where rounding does most: the factors of its one singular value nearly cancel."""
     for shape in ((64, 192), (192, 64), (512, 1344)):

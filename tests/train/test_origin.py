@@ -48,6 +48,7 @@ STILL: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "bundle"])
 def test_chat_begins_from_a_language_model(language: Path, tmp_path: Path, kind: str) -> None:
     source = Workdir(language).run("next")
@@ -85,6 +86,7 @@ def test_a_classifier_begins_from_a_masked_model(language: Path, tmp_path: Path)
     assert "new: head.bias, head.weight" in events.notes
 
 
+@pytest.mark.slow
 def test_a_run_of_this_directory_goes_by_its_name_and_resumes_exactly(language: Path) -> None:
     more: dict[str, Any] = {"width": None, "layers": None, "heads": None, "size": ""}
     train(language, "again", from_="next", steps=4, **more)
@@ -117,6 +119,7 @@ def test_what_does_not_fit_is_refused(
     assert not Workdir(language).run("other").config.exists()
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused_with_what_to_do(language: Path, tmp_path: Path) -> None:
     work = service(tmp_path, "dialogues.jsonl", "bytes")
     source = Workdir(language).run("next")
@@ -134,6 +137,7 @@ def test_an_rnn_of_one_direction_is_no_classifier(language: Path, tmp_path: Path
         train(work, from_=str(source.folder), **STILL)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_origin_is_gone(language: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(Workdir(language).run("next").bundle, bundle)
@@ -167,6 +171,7 @@ def test_damaged_weights_are_refused(language: Path, tmp_path: Path) -> None:
     assert json.loads(STORIES.read_text("utf-8").splitlines()[0])
 
 
+@pytest.mark.slow
 def test_items_of_others_are_refused_and_other_labels_begin_anew(
     language: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def kept(work: Path, run: str) -> list[str]:
     return sorted(path.parent.name for path in work.glob(f"runs/{run}/checkpoints/*/state.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", EXACT, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()))
 def test_a_stopped_run_resumes_to_the_very_same_bytes(
     work: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -97,6 +98,7 @@ def test_a_run_from_before_an_option_came_resumes(work: Path) -> None:
     assert train(work, "old", steps=2).fresh
 
 
+@pytest.mark.slow
 def test_a_run_whose_updates_had_other_rows_resumes_with_a_warning(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +237,7 @@ def test_kill_9_at_random_moments_loses_at_most_an_interval_and_changes_nothing(
     assert not list(Workdir(work).run("killed").folder.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_up_to_date(work: Path) -> None:
     first = train(work)
     before = final_bytes(work)
@@ -249,6 +252,7 @@ def test_ctrl_c_saves_and_says_so(work: Path, monkeypatch: pytest.MonkeyPatch) -
     assert checkpoint.names(Workdir(work).run("default").checkpoints)[-1] == "step-00000003"
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_an_update(work: Path) -> None:
     """Sums divided by the update's own number of terms: 1 × 8, 2 × 4 and 8 × 1 rows are one."""
     weights = []
@@ -261,6 +265,7 @@ def test_micro_batches_do_not_change_an_update(work: Path) -> None:
             torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_update_has_no_more_rows_than_an_epoch(work: Path) -> None:
     """Whatever is asked for, as when somebody thinks of tokens: it would fill the memory."""
     events = Events()
@@ -271,6 +276,7 @@ def test_an_update_has_no_more_rows_than_an_epoch(work: Path) -> None:
     assert final_bytes(work, "all") == final_bytes(work, "rows")
 
 
+@pytest.mark.slow
 def test_other_options_are_listed_and_refused(work: Path) -> None:
     train(work)
     with pytest.raises(UsageError) as caught:
@@ -282,6 +288,7 @@ def test_other_options_are_listed_and_refused(work: Path) -> None:
     assert train(work, restart=True, learning_rate=0.5).step == 6
 
 
+@pytest.mark.slow
 def test_new_data_are_noticed(work: Path, tmp_path: Path) -> None:
     train(work)
     prepare(work, stories(tmp_path, 150), vocab_size=400)
@@ -289,6 +296,7 @@ def test_new_data_are_noticed(work: Path, tmp_path: Path) -> None:
         train(work)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(work: Path) -> None:
     train(work, keep=6)
     before = final_bytes(work)
@@ -307,6 +315,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(work: Path) -> N
     assert final_bytes(work) == before
 
 
+@pytest.mark.slow
 def test_no_whole_checkpoint_is_an_error(work: Path) -> None:
     train(work)
     for path in Workdir(work).run("default").checkpoints.glob("step-*/model.safetensors"):
@@ -337,6 +346,7 @@ def test_divergence_leaves_the_last_checkpoint(work: Path, monkeypatch: pytest.M
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 def test_best_and_last_are_kept(work: Path) -> None:
     done = train(work, steps=8, checkpoint_every=1, keep=2, learning_rate=2.0)
     names = checkpoint.names(Workdir(work).run("default").checkpoints)
@@ -360,6 +370,7 @@ def test_a_time_budget_ends_on_time_with_its_decay_complete(work: Path) -> None:
     assert done.step > 10
 
 
+@pytest.mark.slow
 def test_a_time_budget_goes_on_where_it_was(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         train(work, "default", stop_at(patch, 3), minutes=0.05)
@@ -392,6 +403,7 @@ def test_the_rate_rises_holds_and_falls() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_stories(work: Path) -> None:
     """Far from optimal in 60 steps, but far better than knowing the tokens' frequencies."""
     train(work, steps=60, learning_rate=0.01, length=64)

@@ -51,6 +51,7 @@ def test_a_killed_run_is_proved_to_resume_and_nothing_is_kept(
     assert [path.name for path in work.iterdir()] == ["data"]
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_otherwise_is_told_from_the_whole_one(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_run_that_resumes_otherwise_is_told_from_the_whole_one(
     assert [path.name for path in work.iterdir()] == ["data"]
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_is_the_same(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         subject, "_child", lambda arguments, wanted: wanted or subject._train(*arguments)
