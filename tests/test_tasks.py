@@ -26,7 +26,7 @@ from bigmodel_cli.events import Context
 from bigmodel_cli.tasks import TABLE
 from bigmodel_cli.train import longer
 from bigmodel_cli.train.engine import Engine
-from tests.conftest import Cli, Forker
+from tests.conftest import Cli, Forker, contents
 from tests.stages import ROOT, SERVICE, STORIES, deploy, evaluate, final_bytes, prepare, train
 
 FAMILIES = [
@@ -204,6 +204,64 @@ def test_micro_batches_do_not_change_an_update(prepared: Path, family: dict[str,
 
 def test_every_task_is_tried() -> None:
     assert set(KINDS) == set(TABLE)
+
+
+def changed(value: Any) -> Any:
+    """A row with other texts: the words of all but its label and its roles."""
+    if isinstance(value, dict):
+        same = ("label", "role")
+        return {key: part if key in same else changed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [changed(part) for part in value]
+    return f"Ж {value[::-1]} 他" if isinstance(value, str) else value
+
+
+def codec_without(folder: Path, name: str, change: bool) -> dict[str, bytes]:
+    """What a task learns where val and test are files of their own, with or without changes."""
+    lines = KINDS[name].source(folder).read_text("utf-8").splitlines()
+    third = len(lines) // 3
+    for number, split in enumerate(("train", "val", "test")):
+        rows = [json.loads(line) for line in lines[number * third : (number + 1) * third]]
+        rows = [changed(row) for row in rows] if change and split != "train" else rows
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text, "utf-8")
+    named = {split: str(folder / f"{split}.jsonl") for split in ("val", "test")}
+    prepare(folder / "work", folder / "train.jsonl", **named, vocab_size=400)
+    return contents(Workdir(folder / "work").codec)
+
+
+@pytest.mark.parametrize("name", ["language", "chat", "text-classification", "translation"])
+def test_what_is_held_out_teaches_nothing(name: str, tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+    assert codec_without(tmp_path / "a", name, False) == codec_without(tmp_path / "b", name, True)
+
+
+def test_held_out_images_do_not_choose_size_and_colour(tmp_path: Path) -> None:
+    from PIL import Image
+
+    def draw(path: Path, mode: str, side: int, value: int, mark: tuple[int, int]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey = mode == "L"
+        image = Image.new(mode, (side, side), value if grey else (value, 0, 99))
+        image.putpixel(mark, 255 if grey else (255, 0, 0))  # so that no two are the same
+        image.save(path)
+
+    found = []
+    for form in (("L", 12), ("RGB", 30)):
+        folder = tmp_path / form[0]
+        for row, split in enumerate(("train", "val", "test")):
+            of = ("L", 12) if split == "train" else form
+            for label, value in (("dark", 10), ("light", 150)):
+                for number in range(40):
+                    path = folder / split / label / f"{number}.png"
+                    draw(path, *of, value + number, (number % 12, row))
+        held_out = {split: str(folder / split) for split in ("val", "test")}
+        prepare(folder / "work", folder / "train", **held_out)
+        found.append(contents(Workdir(folder / "work").codec))
+    assert found[0] == found[1]
+    form = json.loads(found[0]["pictures.json"])
+    assert (form["channels"], form["size"]) == (1, 12)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from bigmodel_cli.prepare.readers import named_files
 from bigmodel_cli.prepare.records import Choose
 from bigmodel_cli.prepare.sources import Layout, Source, find
 
-RULES = 2  # counts up whenever the same sources and options make other data than before
+RULES = 3  # counts up whenever the same sources and options make other data than before
 
 
 def describe(

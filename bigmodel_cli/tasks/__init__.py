@@ -231,6 +231,11 @@ class Task(ABC):
         """Which of a source's columns (name → type) to read, by the task's names for them;
         `wanted` are those that the user chose. Raises DataError."""
 
+    def look(self, rows: Rows) -> None:
+        """Gets the first rows that are to be learned from, where val or test has sources of its
+        own: what `units` has to know before it begins never comes from these."""
+        del rows
+
     @abstractmethod
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]

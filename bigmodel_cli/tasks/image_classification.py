@@ -128,11 +128,20 @@ class ImageClassification(Classification):
         self.label_column = chosen["label"]
         return chosen
 
+    def look(self, rows: Rows) -> None:
+        """Chooses the size and the colour of all images by the first ones, if they are not set."""
+        from bigmodel_cli.tasks.pixels import usual_form
+
+        images = rows.table.column("image")
+        self._form = usual_form(images, self.options.image_size, self.options.color)
+
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
     ) -> Iterator[Units]:
         del shares
         for batch in rows:
+            if self._form is None:
+                self.look(batch)
             for first in range(0, batch.table.num_rows, TOGETHER):
                 units = self._decoded(batch, first, ledger)
                 units = units and self.labelled(units, ledger)
@@ -154,14 +163,11 @@ class ImageClassification(Classification):
             halved,
             is_grey,
             opened,
-            usual_form,
             values,
         )  # fmt: skip
 
         table = rows.table.slice(first, TOGETHER)
         images = table.column("image")
-        if self._form is None:
-            self._form = usual_form(images, self.options.image_size, self.options.color)
         form = self._form or Form(1, USUAL)  # of no picture that can be read
         fades = form.channels == 1 and self.options.color == "auto"
         places, sizes, pixels = [], [], []
