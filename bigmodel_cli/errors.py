@@ -6,7 +6,7 @@ BigmodelError      1   a bug of ours
 ├── DataError      4   input data unusable
 ├── ArtifactError  5   an artifact missing, corrupt, stale or of a newer format
 ├── DivergedError  6   training diverged
-└── ResourceError  7   out of memory or disk, or not writable
+└── ResourceError  7   out of memory, threads or disk, or not writable
 
 StopError              no Exception: a signal may come anywhere, and nobody who guards against a
 │                      library's failures may take it for one

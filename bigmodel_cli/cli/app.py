@@ -44,7 +44,8 @@ HELP = """From raw data to a running model in four commands that can prove what 
 
 Everything lives in the working directory (./work, or -w). Exit codes: 0 done or up to date,
 1 a bug of ours, 2 wrong usage, 3 a gate said no, 4 unusable input data, 5 a missing or corrupt
-artifact, 6 training diverged, 7 out of memory or disk, 75 stopped (run it again), 130 Ctrl-C."""
+artifact, 6 training diverged, 7 out of memory, threads or disk, or not writable, 75 stopped (run it
+again), 130 Ctrl-C."""
 
 
 def show_version(wanted: bool) -> None:
