@@ -69,9 +69,17 @@ def test_its_fingerprint_is_the_same_here(empty: Cli) -> None:
 
 def test_its_tree_matches_the_files() -> None:
     tree = README.split("## The code")[1].split("```")[1]
-    named = set(re.findall(r"[\w.-]+\.py\b", tree))
+    named, folders = set[str](), list[str]()
+    for line in tree.splitlines():
+        match = re.match(r"([│├└─\s]*)(\w[\w./ ]*?)(?:  +\S.*)?$", line)
+        if not match:
+            continue
+        depth, names = len(match[1]) // 4, match[2].split()
+        if names[0].endswith("/"):
+            folders[depth:] = [names[0]]
+        named |= {"".join(folders[:depth]) + name for name in names if name.endswith(".py")}
     files = {
-        path.name
+        str(path.relative_to(ROOT))
         for folder in ("bigmodel_cli", "data")
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py" or path.parent.name == "tasks"
