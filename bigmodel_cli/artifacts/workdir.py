@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,28 +229,35 @@ def clean(folder: Path) -> None:
 
 
 class HashCache:
-    """(path, size, time, inode) → SHA-256, so that an unchanged input is not read again.
+    """(path, size, time, inode) → SHA-256, or what else all of a file was read for, so that an
+    unchanged input is not read again.
 
-    Only a cache: losing it costs time. Times never enter a fingerprint.
+    Only a cache: losing it costs time. Times never enter a fingerprint. Without a folder it is
+    never saved.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".hashes.json"
-        try:
-            loaded = json.loads(self.path.read_bytes()) if self.path.is_file() else {}
-            self.known: dict[str, str] = loaded if isinstance(loaded, dict) else {}
-        except (OSError, ValueError):
-            self.known = {}
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = folder and folder / ".hashes.json"
+        self.known: dict[str, str] = {}
         self.used: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            loaded = json.loads(self.path.read_bytes()) if self.path and self.path.is_file() else {}
+            items = loaded.items() if isinstance(loaded, dict) else ()
+            self.known = {key: value for key, value in items if isinstance(value, str) and value}
 
     def sha256(self, path: Path) -> str:
+        return self.value(path, "", lambda: sha256(path))
+
+    def value(self, path: Path, name: str, read: Callable[[], str]) -> str:
+        """What `read` finds in a file, as text; `name` tells it from what else is found there."""
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        key += f"|{name}" if name else ""
         if key not in self.used:
-            self.used[key] = self.known.get(key) or sha256(path)
+            self.used[key] = self.known.get(key) or read()
         return self.used[key]
 
     def save(self) -> None:
-        if self.used != self.known:
+        if self.path and self.used != self.known:
             with contextlib.suppress(OSError):
                 write_atomic(self.path, json.dumps(self.used).encode())

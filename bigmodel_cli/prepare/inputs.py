@@ -20,22 +20,20 @@ from bigmodel_cli.prepare.sources import Layout, Source, find
 RULES = 3  # counts up whenever the same sources and options make other data than before
 
 
-def describe(
-    source: Source, choose: Choose, layout: Layout, cache: HashCache, context: Context
-) -> dict[str, Any]:
+def describe(source: Source, choose: Choose, layout: Layout, context: Context) -> dict[str, Any]:
     """A source by its name and hash; `named`: the hashes of the files that its rows name."""
     if source.path is None:
         context.note(f"loading {source.name}")
         return {"name": source.name, "split": source.split,
                 "sha256": str(sources.load_hub(source.hub)._fingerprint)}  # fmt: skip
     try:
-        digest = cache.sha256(source.path)
+        digest = layout.cache.sha256(source.path)
     except OSError as error:
         raise DataError(f"`{source.path}` cannot be read: {error.strerror}") from None
     found = {"name": source.name, "split": source.split, "sha256": digest}
     named: dict[str, str | None] = {}
     for name in sorted(named_files(source, choose, layout)):
-        named[name] = _digest(source, name, cache)
+        named[name] = _digest(source, name, layout.cache)
     return {**found, "named": named} if named else found
 
 
@@ -79,6 +77,7 @@ def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
         header=names_listed(options.get("header", ())),
         delimiter=escaped(options.get("delimiter", "")),
         encoding=options.get("encoding", ""),
+        cache=HashCache(workdir.data),
     )
     wanted = wanted_columns(options.get("column", ()))
     try:
@@ -89,7 +88,7 @@ def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
         found = reading(with_forms(found, wanted, layout), document["task"], wanted, layout).sources
     except (DataError, UsageError) as error:
         return [error.message]
-    cache = HashCache(workdir.data)
+    cache = layout.cache
     now = {s.name: cache.sha256(s.path) for s in found if s.path}
     changed = manifest.changes(by_name(document["recipe"])["inputs"], now)
     named = {item["name"]: item["named"] for item in document["recipe"]["inputs"]

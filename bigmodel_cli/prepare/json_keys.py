@@ -6,7 +6,6 @@ Legend: K ends of keys.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import check_length, opened
 
+VERSION = 1  # counts up whenever the same file gives other columns than before
 MOST_KEYS = 256  # different ones in a file: rows with more are looked at no further
 BLOCK = 1 << 18  # bytes that are looked at together, so that they stay near the core
 TYPES = {str: "string", bool: "bool", int: "number", float: "number"}  # a bool is an int
@@ -27,17 +27,25 @@ NULL, NESTED = "null", "nested"
 def columns_of(source: Source, layout: Layout) -> dict[str, str]:
     """The keys of a file's rows, in the order in which they come, each with the type of its first
     value that is not null."""
-    assert source.path is not None
-    stat = source.path.stat()
-    found = _columns(source.path, layout.encoding, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    path = source.path
+    assert path is not None
+
+    def read() -> str:
+        return json.dumps(_columns(path, layout.encoding))
+
+    name = f"keys {VERSION} {layout.encoding}"
+    text = layout.cache.value(path, name, read)
+    try:
+        found = {str(key): str(kind) for key, kind in json.loads(text).items()}
+    except (ValueError, AttributeError):  # somebody wrote into the cache
+        found = _columns(path, layout.encoding)
     if len(found) > MOST_KEYS:
         layout.say("keys", f"`{source.name}` has over {MOST_KEYS} different keys: rows after those "
                    "that have them are not searched for more")  # fmt: skip
-    return dict(found)
+    return found
 
 
-@functools.lru_cache
-def _columns(path: Path, encoding: str, *_: int) -> dict[str, str]:
+def _columns(path: Path, encoding: str) -> dict[str, str]:
     found: dict[str, str] = {}
     with opened(Source(path.name, path), Layout(encoding=encoding)) as file:
         for block in chunks(file, path.name, BLOCK):

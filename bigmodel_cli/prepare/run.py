@@ -60,6 +60,7 @@ def run(
         escaped(config.delimiter),
         encoding_named(config.encoding),
         context=context,
+        cache=HashCache(workdir.data),
     )  # fmt: skip
     if len(set(layout.header)) < len(layout.header) or "" in layout.header:
         shown = ",".join(layout.header)
@@ -91,7 +92,6 @@ def run(
         layout = dataclasses.replace(layout, kinds=kind.kinds, documents=kind.documents)
         if layout.encoding and not any(source.textual for source in sources):
             context.warn("--encoding changes nothing: no source is text")
-        cache = HashCache(workdir.data)
         choose = _chooser(task, wanted)
         other = " (another: --task)" if config.task == "auto" else ""
         line = what_is_read(read, choose, layout)
@@ -102,8 +102,8 @@ def run(
         if more_is_skipped(read):
             context.warn("more is skipped than is read: name the files themselves to read their "
                          "text, too, or leave the records out with --exclude")  # fmt: skip
-        described = [inputs.describe(source, choose, layout, cache, context) for source in sources]
-        cache.save()
+        described = [inputs.describe(source, choose, layout, context) for source in sources]
+        layout.cache.save()
         recipe = {
             "stage": "prepare",
             "rules": inputs.RULES,
@@ -195,8 +195,8 @@ def _build(
     ordered = sorted(whole, key=lambda s: -SPLITS.index(s.split or "train"))
     learned = [source for source in ordered if source.split not in ("val", "test")]
     if len(learned) < len(ordered):
-        for rows in _read(learned, task, wanted, layout, Ledger(), Context()):
-            task.look(rows)
+        for first in _read(learned, task, wanted, layout, Ledger(), Context()):
+            task.look(first)
             break
     rows = _read(ordered, task, wanted, layout, ledger, context)
     units = task.units(rows, ledger, shares)

@@ -22,6 +22,7 @@ from typing import IO, Any, Literal, cast
 import pyarrow as pa
 
 from bigmodel_cli.artifacts.manifest import TEMPORARY, storage
+from bigmodel_cli.artifacts.workdir import HashCache
 from bigmodel_cli.errors import DataError, ResourceError, UsageError
 from bigmodel_cli.events import Context, Note
 from bigmodel_cli.prepare.walk import Aside, behind, below
@@ -56,7 +57,8 @@ class Layout:
     delimited files that have no header; delimiter: between columns, or "" for what a file's first
     lines tell; encoding: of text, or "" for UTF-8.
     kinds: of columns, see Task; documents: whether what holds no records is a row, as text.
-    context: where readers say what files did tell, once for each kind of file.
+    context: where readers say what files did tell, once for each kind of file. cache: where they
+    keep what they had to read all of a file for.
     """
 
     separator: str = ""
@@ -66,6 +68,7 @@ class Layout:
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     documents: bool = True
     context: Context = dataclasses.field(default_factory=Context)
+    cache: HashCache = dataclasses.field(default_factory=HashCache)
     told: set[str] = dataclasses.field(default_factory=set)
 
     def say(self, kind: str, message: str, level: Literal["info", "warning"] = "info") -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bigmodel_cli.artifacts.workdir import HashCache
 from bigmodel_cli.events import Context
 from bigmodel_cli.prepare import json_keys
 from bigmodel_cli.prepare.json_keys import columns_of
@@ -167,3 +168,29 @@ def test_rows_with_keys_of_their_own_take_no_longer(tmp_path: Path) -> None:
     assert names["text"] == "string"
     assert len(names) < 20_000
     assert "over 256 different keys" in said[0]
+
+
+def test_what_was_found_is_kept_beside_the_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 300 + '{"text": "b", "label": null}\n{"label": 1}\n')
+    source = Source(path.name, path)
+    expected = {"text": "string", "label": "number"}
+    layout = Layout(cache=HashCache(tmp_path))
+    assert columns_of(source, layout) == expected
+    layout.cache.save()
+
+    def never(*_: object) -> dict[str, str]:
+        raise AssertionError("it was read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(json_keys, "_columns", never)
+        assert columns_of(source, Layout(cache=HashCache(tmp_path))) == expected
+    cache = tmp_path / ".hashes.json"
+    kept = cache.read_text()
+    for odd in (kept[:40], "[]", kept.replace('{\\"', '[\\"'), kept.replace(": ", ": 1")):
+        cache.write_text(odd)
+        assert columns_of(source, Layout(cache=HashCache(tmp_path))) == expected
+    path.write_text('{"other": "a"}\n')
+    assert columns_of(source, Layout(cache=HashCache(tmp_path))) == {"other": "string"}
