@@ -17,7 +17,7 @@ from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
 from bigmodel_cli.options import Key, keys
 from bigmodel_cli.tasks import TABLE, task_class
-from bigmodel_cli.tasks.keys import task_keys, task_options
+from bigmodel_cli.tasks.keys import task_keys, task_options, train_keys
 
 HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
 
@@ -57,12 +57,7 @@ def _by_task(key: Key) -> Key:
 def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
     place = Workdir(workdir)
     task = task_class(place.read_data()["task"]) if place.manifest.exists() else None
-    known = [
-        dataclasses.replace(key, default=task.defaults.get(key.name, key.default)) if task else key
-        for key in keys(TrainConfig)
-    ]
-    own = list(keys(task.Options, "train")) if task else task_keys("train")
-    others = [key for key in task_keys("train") if key.name not in {k.name for k in own}]
+    known, own, others = train_keys(task)
     config = settle("train", [*known, *own], flags, common, others)
     if config is None:
         return

@@ -38,6 +38,16 @@ class Evaluated:
     document: dict[str, Any]
     fresh: bool
 
+    @property
+    def passed(self) -> bool:
+        """Whether every gate held."""
+        return all(gate["passed"] for gate in self.document["gates"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The value of each metric, by its name; the document has their intervals as well."""
+        return {name: metric["value"] for name, metric in self.document["metrics"].items()}
+
 
 def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -> Evaluated:
     """Scores a checkpoint; the gates' verdicts are in the document, for the caller to act on.

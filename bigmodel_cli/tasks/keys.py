@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.options import Key, convert, keys
 from bigmodel_cli.tasks import TABLE, Task, task_class
@@ -20,6 +21,16 @@ def task_keys(stage: str, names: Iterable[str] | None = None) -> list[Key]:
         for key in keys(task_class(name).Options, stage):
             found.setdefault(key.name, {})[name] = key
     return [_merged(of, len(names)) for of in found.values()]
+
+
+def train_keys(task: type[Task] | None) -> tuple[list[Key], list[Key], list[Key]]:
+    """The options of `train`: of every task, with the defaults that this one has; its own; and
+    those that only other tasks have. None: the task is not known yet."""
+    defaults = task.defaults if task else {}
+    known = [replace(k, default=defaults.get(k.name, k.default)) for k in keys(TrainConfig)]
+    own = list(keys(task.Options, "train")) if task else task_keys("train")
+    names = {key.name for key in own}
+    return known, own, [key for key in task_keys("train") if key.name not in names]
 
 
 def _merged(of: Mapping[str, Key], tasks: int) -> Key:
