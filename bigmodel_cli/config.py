@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bigmodel_cli.options import option
 
 MOST_SEED = (1 << 63) - 1
-SEED = "Seed of everything random."
 THREADS = "CPU threads to compute with."
-DEVICE = "Where to compute."
-PRECISION = "Precision to compute in."
-DEVICES = ("auto", "cpu", "cuda")
+
+
+# options that several stages have
+
+
+def _seed() -> Any:
+    return option(0, "Seed of everything random.", minimum=0, maximum=MOST_SEED)
+
+
+def _device(identity: bool = True) -> Any:
+    choices = ("auto", "cpu", "cuda")
+    return option("auto", "Where to compute.", choices=choices, identity=identity)
+
+
+def _threads() -> Any:
+    return option(0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all cores")
+
+
+def _answer_precision() -> Any:
+    return option(
+        "auto", "Precision to compute in.", choices=("auto", "fp32", "bf16", "int8"),
+        shown_default="the bundle's own",
+    )  # fmt: skip
+
+
+def _host() -> Any:
+    return option("127.0.0.1", "Address to serve on.", identity=False)
+
+
+def _port() -> Any:
+    return option(8000, "Port; 0 takes a free one.", minimum=0, maximum=65535, identity=False)
 
 
 @dataclass(frozen=True)
@@ -240,11 +268,9 @@ class TrainConfig:
     keep: int = option(
         2, "Checkpoints kept beside the best one.", minimum=1, panel="Checkpoints", identity=False
     )
-    seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
-    device: str = option("auto", DEVICE, choices=DEVICES)
-    threads: int = option(
-        0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all cores"
-    )
+    seed: int = _seed()
+    device: str = _device()
+    threads: int = _threads()
     restart: bool = option(
         False, "Throw the run's checkpoints away and begin anew.", identity=False
     )
@@ -280,16 +306,10 @@ class EvaluateConfig:
         shown_default="",
     )
     samples: int = option(3, "Texts to generate for the report.", minimum=0, maximum=100)
-    seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
-    device: str = option("auto", DEVICE, choices=DEVICES)
-    threads: int = option(
-        0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all cores"
-    )
+    seed: int = _seed()
+    device: str = _device()
+    threads: int = _threads()
     force: bool = option(False, "Score again, even if up to date.", identity=False)
-
-
-HOST = "Address to serve on."
-PORT = "Port; 0 takes a free one."
 
 
 @dataclass(frozen=True)
@@ -300,33 +320,26 @@ class ServeConfig:
         argument=True,
         metavar="[BUNDLE]",
     )
-    host: str = option("127.0.0.1", HOST)
-    port: int = option(8000, PORT, minimum=0, maximum=65535)
-    precision: str = option(
-        "auto",
-        PRECISION,
-        choices=("auto", "fp32", "bf16", "int8"),
-        shown_default="the bundle's own",
-    )
-    device: str = option("auto", DEVICE, choices=DEVICES)
-    threads: int = option(0, THREADS, minimum=0, maximum=4096, shown_default="all cores")
+    host: str = _host()
+    port: int = _port()
+    precision: str = _answer_precision()
+    device: str = _device()
+    threads: int = _threads()
 
 
 @dataclass(frozen=True)
 class DeployConfig:
     checkpoint: str = option("best", "best, last, or step-N.", metavar="NAME")
     serve: bool = option(False, "Answer HTTP from the bundle after it is made.", identity=False)
-    host: str = option("127.0.0.1", HOST, identity=False)
-    port: int = option(8000, PORT, minimum=0, maximum=65535, identity=False)
+    host: str = _host()
+    port: int = _port()
     precision: str = option(
         "fp32",
         "Precision that the bundle answers in; the receipt says what fewer bits cost.",
         choices=("fp32", "bf16", "int8"),
     )
-    device: str = option("auto", DEVICE, choices=DEVICES, identity=False)
-    threads: int = option(
-        0, THREADS, minimum=0, maximum=4096, identity=False, shown_default="all cores"
-    )
+    device: str = _device(identity=False)
+    threads: int = _threads()
     force: bool = option(False, "Export again, even if up to date.", identity=False)
 
 
@@ -361,13 +374,8 @@ class PredictConfig:
         "Recommend items of the history, too.",
         shown_default="as in training",
     )
-    seed: int = option(0, SEED, minimum=0, maximum=MOST_SEED)
+    seed: int = _seed()
     batch_size: int = option(32, "Requests answered at a time.", minimum=1, maximum=4096)
-    precision: str = option(
-        "auto",
-        PRECISION,
-        choices=("auto", "fp32", "bf16", "int8"),
-        shown_default="the bundle's own",
-    )
-    device: str = option("auto", DEVICE, choices=DEVICES)
-    threads: int = option(0, THREADS, minimum=0, maximum=4096, shown_default="all cores")
+    precision: str = _answer_precision()
+    device: str = _device()
+    threads: int = _threads()
