@@ -271,9 +271,7 @@ class TrainConfig:
     seed: int = _seed()
     device: str = _device()
     threads: int = _threads()
-    restart: bool = option(
-        False, "Throw the run's checkpoints away and begin anew.", identity=False
-    )
+    restart: bool = option(False, "Delete the run's checkpoints and start again.", identity=False)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ class Stop:
     def error(self) -> StopError:
         """What the program ends with once it is to stop."""
         if self.requested == signal.SIGINT:
-            return InterruptError("interrupted", "run the same command again to go on")
-        return StoppedError("stopped by SIGTERM", "run the same command again to go on")
+            return InterruptError("interrupted", "run the same command again to continue")
+        return StoppedError("stopped by SIGTERM", "run the same command again to continue")
 
     def raise_(self) -> None:
         raise self.error()

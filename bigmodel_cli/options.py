@@ -162,7 +162,8 @@ def _recipe(path: Path, stage: str) -> dict[str, Any]:
     for name, value in document.items():
         if name not in stages or not isinstance(value, dict):
             raise UsageError(
-                f"`{name}` in the recipe `{path}` is no stage's table", did_you_mean(name, stages)
+                f"`{name}` in the recipe `{path}` is not a table of a stage",
+                did_you_mean(name, stages),
             )
     return {name.replace("-", "_"): value for name, value in document.get(stage, {}).items()}
 

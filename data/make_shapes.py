@@ -1,8 +1,8 @@
-"""Draw small noisy pictures of shapes whose best possible accuracy is known.
+"""Draw small noisy images of shapes whose best possible accuracy is known.
 
-A picture of SIDE × SIDE black or white pixels shows one of the SHAPES at one of the places where
+An image of SIDE × SIDE black or white pixels shows one of the SHAPES at one of the places where
 all of it fits, each as likely as the others; then every pixel is flipped, independently, with the
-same probability (`noise`). So the probability of a picture for each class is a sum over places of
+same probability (`noise`). So the probability of an image for each class is a sum over places of
 noise^flipped · (1 − noise)^kept, and the class with the largest one is the best answer there is:
 no model can be right more often on average than `chances()` says.
 
@@ -48,7 +48,7 @@ SHAPES: dict[str, list[int]] = {name: _placed(text.split("|")) for name, text in
 
 
 def draw(rng: random.Random, noise: float = NOISE) -> tuple[str, int]:
-    """Draw a picture; return its class and its pixels."""
+    """Draw an image; return its class and its pixels."""
     name = rng.choice(list(SHAPES))
     pixels = rng.choice(SHAPES[name])
     for place in range(SIDE * SIDE):
@@ -57,7 +57,7 @@ def draw(rng: random.Random, noise: float = NOISE) -> tuple[str, int]:
 
 
 def chances(pixels: int, noise: float = NOISE) -> dict[str, float]:
-    """Return the probability of each class, given a picture."""
+    """Return the probability of each class, given an image."""
     odds = noise / (1 - noise)
     likely = {
         name: math.fsum(odds ** (pixels ^ shape).bit_count() for shape in places) / len(places)
@@ -68,15 +68,15 @@ def chances(pixels: int, noise: float = NOISE) -> dict[str, float]:
 
 
 def optimum(pictures: Sequence[tuple[str, int]], noise: float = NOISE) -> tuple[float, float]:
-    """Return how often the best answers are right for these pictures, and how often they are on
-    average where such pictures are drawn."""
+    """Return how often the best answers are right for these images, and how often they are on
+    average where such images are drawn."""
     told = [(name, chances(pixels, noise)) for name, pixels in pictures]
     right = sum(max(each, key=lambda k: each[k]) == name for name, each in told)
     return right / len(told), math.fsum(max(each.values()) for _, each in told) / len(told)
 
 
 def png(pixels: int) -> bytes:
-    """Encode a picture as a grey PNG file."""
+    """Encode an image as a grey PNG file."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -92,7 +92,7 @@ def png(pixels: int) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write pictures into folders of classes; exit with status 2 on bad usage."""
+    """Write images into folders of classes; exit with status 2 on bad usage."""
     parser = argparse.ArgumentParser(description="Draw shapes with a known best accuracy.")
     parser.add_argument("--images", type=int, default=6000, help="how many (default 6000)")
     parser.add_argument("--noise", type=float, default=NOISE, help=f"flips (default {NOISE})")
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     for number, (name, pixels) in enumerate(pictures):
         (options.output / name / f"{number:05d}.png").write_bytes(png(pixels))
     here, average = optimum(pictures, options.noise)
-    print(f"{options.images:,} pictures in {options.output}; the best answers are right for "
+    print(f"{options.images:,} images in {options.output}; the best answers are right for "
           f"{here:.4f} of them, and for {average:.4f} on average")  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def storage(path: Path) -> Iterator[None]:
         if error.errno in UNWRITABLE:
             raise ResourceError(
                 f"cannot write `{path}`: {error.strerror}",
-                "choose another folder with --workdir, or mend its permissions",
+                "choose another folder with --workdir, or fix its permissions",
             ) from error
         raise
 
@@ -132,7 +132,7 @@ def read_json(
     except NotADirectoryError:
         raise ArtifactError(f"`{path.parent}` is not a folder", hint) from None
     except PermissionError:
-        raise ResourceError(f"`{path}` may not be read", "mend its permissions") from None
+        raise ResourceError(f"`{path}` may not be read", "fix its permissions") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the {what} `{path}` is corrupt: {error}", hint) from None
     schema = document.get("schema")
@@ -155,7 +155,7 @@ def read_json(
 
 
 def _no_number(constant: str) -> None:
-    raise ValueError(f"`{constant}` is no number")
+    raise ValueError(f"`{constant}` is not a number")
 
 
 def check_files(

@@ -112,7 +112,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output is gone: `bigmodel predict | head`
         code = _unheard()
     except (KeyboardInterrupt, typer.Abort):
-        error_ = InterruptError("interrupted", "run the same command again to go on")
+        error_ = InterruptError("interrupted", "run the same command again to continue")
         code = _show(error_, as_json)
     except SystemExit as error:
         gone = isinstance(error.__context__, BrokenPipeError)  # which Typer has met

@@ -32,7 +32,7 @@ options. Unknown names in a line are ignored, with a warning; a misspelled name,
 other engines know, make it a bad line. A prompt may be a list of token ids, too.
 
 A masked model fills in each <|mask|> of its prompt. For other tasks the prompt is what the user
-says, the source, the text, the path of a picture, or items with commas between them."""
+says, the source, the text, the path of an image, or items with commas between them."""
 FIELDS = {name for task in TABLE for name in task_class(task).fields}
 BLOCK = 1 << 16
 SHOWN_NAMES = 10

@@ -24,7 +24,7 @@ HELP = """Turn raw files into tokenized, checksummed shards in work/data.
     bigmodel prepare corpus/ 'more/**/*.jsonl.gz' --test held-out.txt --vocab-size 8192
 
 Reads text, Markdown, source code, .jsonl, .json, .csv, .tsv (each also as .gz, .zst, .bz2, .xz or
-.lzma, and in any --encoding) and .parquet; and pictures: folders of classes, IDX files, .npy and
+.lzma, and in any --encoding) and .parquet; and images: folders of classes, IDX files, .npy and
 .npz, or columns with files or the paths to them. Says which columns it reads, and which files it
 skips. Cleans, drops exact duplicates, splits by a hash of the content, learns a tokenizer on the
 train split, and counts all that was dropped. Does nothing when it is up to date."""

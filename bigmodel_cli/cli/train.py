@@ -27,9 +27,9 @@ HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
 
     torchrun --nproc-per-node 2 -m -- bigmodel_cli train    (several GPUs, or machines)
 
-A run that was stopped goes on where it was, to the very same weights; a finished one is up to
-date; one that has other options is not touched (--restart, or another --run). To train a finished
-one further, start another from its weights: --from default --run longer.
+A run that was stopped continues where it was, to the very same weights; a finished one is up to
+date; one that was started with different options is not touched (--restart, or another --run). To
+train a finished one further, start another from its weights: --from default --run longer.
 
 Sizes, as blocks × width and millions of weights with a small vocabulary ({vocabularies}):
 

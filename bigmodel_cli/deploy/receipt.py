@@ -71,7 +71,7 @@ def compare(
 
 
 def _length(inputs: Mapping[str, Tensor], model: SequenceModel) -> int:
-    """The positions of a row: of a picture, as many as the model cuts it into."""
+    """The positions of a row: of an image, as many as the model cuts it into."""
     tokens = inputs.get("tokens_BT")
     return model.config.shape.context if tokens is None else tokens.shape[1]
 
@@ -111,7 +111,7 @@ def effect(
     task: Task, model: SequenceModel, precision: str, split: Split, rows: int
 ) -> dict[str, Any]:
     """What fewer bits cost: the task's headline metric on held-out text, in fp32 and so; None where
-    it is no number. rows: most of them at a time."""
+    it is not a number. rows: most of them at a time."""
     import copy
     import math
 
@@ -166,7 +166,7 @@ def transformers_proof(
         plain = isinstance(text, str)
         theirs = tokenizer(text) if plain else tokenizer.apply_chat_template(text, return_dict=True)
         if list(theirs["input_ids"][: len(ids)]) != ids:
-            raise BigmodelError("transformers tokenizes a held-out text otherwise",
+            raise BigmodelError("transformers tokenizes a held-out text differently",
                                 "the bundle was not written; please report it")  # fmt: skip
     # only what it is given decides when to end: the checkpoint's side never stops early either
     model.generation_config.eos_token_id = None

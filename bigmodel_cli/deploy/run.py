@@ -43,7 +43,7 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
     data = workdir.read_data()
     with lock(place.folder, workdir.root):
         if place.read_config() != training:
-            raise StoppedError(f"run `{name}` was begun anew meanwhile", "run it again")
+            raise StoppedError(f"run `{name}` was restarted by another process", "run it again")
         if (place.folder / ASIDE).exists() and not place.bundle.exists():
             (place.folder / ASIDE).replace(place.bundle)  # killed while it was swapped
         shutil.rmtree(place.folder / ASIDE, ignore_errors=True)  # or just after

@@ -136,7 +136,7 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
         body = [[c if isinstance(c, str) else f"{c:,.4g}" for c in row] for row in table["rows"]]
         parts.append(f"<h2>{escape(table['title'])}</h2>" + _table(table["header"], body))
     if document["samples"]:
-        parts.append("<h2>Samples</h2><p class=soft>What was asked is bold, then comes the "
+        parts.append("<h2>Samples</h2><p class=soft>The request is in bold, then comes the "
                      "model's answer; below it, what was really there.</p>")  # fmt: skip
         parts += [
             f"<pre>{_picture(s)}<b>{escape(s['prompt'])}</b>{escape(s['output'].removeprefix(s['prompt']))}"

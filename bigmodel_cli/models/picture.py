@@ -1,4 +1,4 @@
-"""Pictures: pixels → a sequence of positions, and the Mixer over them.
+"""Images: pixels → a sequence of positions, and the Mixer over them.
 
 Legend: B batch, C channels, H × W pixels, T positions, D width.
 """
@@ -14,7 +14,7 @@ from bigmodel_cli.models.sizes import ModelConfig, Picture
 
 
 class Stem(nn.Module):
-    """Pixels (B, C, H, W) → (B, T, D): convolutions, with a norm over each picture between them
+    """Pixels (B, C, H, W) → (B, T, D): convolutions, with a norm over each image between them
     (one over the batch would make a row's result depend on its neighbours), and a learned place."""
 
     def __init__(self, picture: Picture, width: int) -> None:
@@ -59,7 +59,7 @@ class Mixer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None, **_: Tensor | None) -> Tensor:
-        assert segments_BT is None, "a picture is one segment"
+        assert segments_BT is None, "an image is one segment"
         for layer, norm in enumerate(self.norms):
             x_BDT = self.place_norms[layer](x_BTD).transpose(1, 2).contiguous()
             mixed_BDT = self.place_down[layer](F.silu(self.place_up[layer](x_BDT)))

@@ -35,7 +35,7 @@ class State(Protocol):
 
 
 class SequenceModel(nn.Module):
-    """Tokens or pictures in; out comes a distribution over the vocabulary at each position, or, of
+    """Tokens or images in; out comes a distribution over the vocabulary at each position, or, of
     a shape with classes, one over these for each row."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -82,7 +82,7 @@ class SequenceModel(nn.Module):
         pixels_BCHW: Tensor | None = None, **seen: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, T, V), or (B, C), of tokens or of pixels. Positions of different segments in
-        one row do not see each other; without segments each row is one. A picture's class is read
+        one row do not see each other; without segments each row is one. An image's class is read
         from its mean features; a text's from the mean and the largest ones of its first segment,
         added (Shen et al. 2018 put them beside each other). seen: what else a transformer's
         attention is told, see there."""

@@ -29,8 +29,8 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Picture:
-    """Rows that are pictures of `channels` × `size` × `size` values, which the model sees as a
-    sequence of squares of `patch` a side.
+    """Rows that are images of `channels` × `size` × `size` values, which the model sees as a
+    sequence of patches of `patch` a side.
 
     stem: `patch` makes each square a position by one matrix (Dosovitskiy et al. 2020); `conv` by
     small kernels that overlap (Xiao et al. 2021).
@@ -182,7 +182,7 @@ def _impossible(config: ModelConfig) -> str:
     if not isinstance(picture, Picture):
         return "`picture` is unknown"
     if picture.channels not in (1, 3) or picture.size > MOST_PIXELS or picture.size % picture.patch:
-        return f"images of {picture.channels} × {picture.size} in squares of {picture.patch}"
+        return f"images of {picture.channels} × {picture.size} in patches of {picture.patch}"
     return "" if picture.positions == shape.context else f"`context` is {shape.context}"
 
 
@@ -257,7 +257,7 @@ def model_config(
         )
     kv_heads = kv_heads or heads
     if heads % kv_heads:
-        raise UsageError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}")
+        raise UsageError(f"--heads {heads} is not a multiple of --kv-heads {kv_heads}")
     if family == "rnn" and not shape.causal and width % 2:
         raise UsageError(f"--width {width} must be even for an rnn of two directions")
     return ModelConfig(

@@ -138,6 +138,6 @@ def aligned(
         shown = (f"`{file.name}` has {count:,}" for file, count in zip(files, counts))
         raise DataError(
             "line by line the files do not match: " + ", ".join(shown) + " lines",
-            "mend them, or leave them out with --exclude",
+            "fix them, or leave them out with --exclude",
         )
     yield from records.take()

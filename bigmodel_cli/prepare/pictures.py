@@ -1,6 +1,6 @@
-"""Pictures as rows: files in folders of classes, IDX files (the MNIST family), numpy arrays.
+"""Images as rows: files in folders of classes, IDX files (the MNIST family), numpy arrays.
 
-A row has an `image`, which is an encoded file, and a `label`. Pictures that come as arrays are
+A row has an `image`, which is an encoded file, and a `label`. Images that come as arrays are
 encoded as netpbm does (P5 or P6: a line that says the sizes, then the values), which costs nothing.
 """
 
@@ -74,14 +74,14 @@ def label_of(source: Source) -> str:
 def arrays(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
-    """The pictures of an IDX or numpy file, with the labels that belong to them."""
+    """The images of an IDX or numpy file, with the labels that belong to them."""
     del ledger
     chosen = choose(COLUMNS, f"`{source.name}`")
     with _opened(source) as (stream, labels):
         form = stream.form(source)
         if len(labels) != stream.shape[0]:
             raise DataError(
-                f"`{source.name}` has {stream.shape[0]:,} pictures, but there are {len(labels):,} "
+                f"`{source.name}` has {stream.shape[0]:,} images, but there are {len(labels):,} "
                 "labels for them", "they are not of the same set, or one of them is truncated",
             )  # fmt: skip
         first = 0
@@ -115,7 +115,7 @@ class Stream:
         self.file, self.shape, self.dtype, self.columnwise = file, shape, dtype, columnwise
 
     def form(self, source: Source) -> tuple[int, int, int]:
-        """Height, width and channels. Raises DataError for what holds no pictures."""
+        """Height, width and channels. Raises DataError for what holds no images."""
         sizes = self.shape[1:]
         channels = sizes[2] if len(sizes) == 3 else 1
         if (
@@ -124,7 +124,7 @@ class Stream:
         ):  # fmt: skip
             raise DataError(
                 f"`{source.name}` holds an array of shape {self.shape} and type {self.dtype}",
-                "pictures are (number, height, width), or with 1, 3 or 4 channels at the end",
+                "images are (number, height, width), or with 1, 3 or 4 channels at the end",
             )
         return sizes[0], sizes[1], channels
 
@@ -158,7 +158,7 @@ def _exactly(file: IO[bytes], count: int, name: str) -> bytes:
 
 @contextlib.contextmanager
 def _opened(source: Source) -> Iterator[tuple[Stream, list[str]]]:
-    """The pictures of a file, and the labels of all of them."""
+    """The images of a file, and the labels of all of them."""
     assert source.path is not None
     if source.kind == "numpy" and re.search(r"\.npz$", source.name, re.I):
         try:
@@ -178,7 +178,7 @@ def _opened(source: Source) -> Iterator[tuple[Stream, list[str]]]:
                     yield _numpy(file, source.name), labels
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, lzma.LZMAError,
                 zlib.error) as error:  # fmt: skip
-            raise DataError(f"`{source.name}` is no .npz archive: {error}", HINT) from None
+            raise DataError(f"`{source.name}` is not an .npz archive: {error}", HINT) from None
         return
     beside = companion(source.path)
     if beside is None or not beside.is_file():
@@ -206,7 +206,7 @@ def _numpy(file: IO[bytes], name: str) -> Stream:
         }[version]
         shape, columnwise, dtype = read(file)
     except (ValueError, KeyError, SyntaxError, OverflowError, TypeError) as error:
-        raise DataError(f"`{name}` is no array of numpy's: {error}", HINT) from None
+        raise DataError(f"`{name}` is not a NumPy array: {error}", HINT) from None
     if dtype.itemsize == 0 or any(size < 0 for size in shape):
         raise DataError(f"`{name}` has an impossible head: {shape} of {dtype}", HINT)
     if dtype.hasobject:
@@ -221,7 +221,7 @@ def _idx(file: IO[bytes], name: str) -> Stream:
     """The array behind an IDX file's head: two zeros, a type, how many sizes, the sizes."""
     head = _exactly(file, 4, name)
     if head[:2] != b"\0\0" or head[2] not in IDX_TYPES or not 1 <= head[3] <= 4:
-        raise DataError(f"`{name}` is no IDX file: it begins with {head.hex()}", HINT)
+        raise DataError(f"`{name}` is not an IDX file: it begins with {head.hex()}", HINT)
     sizes = np.frombuffer(_exactly(file, 4 * head[3], name), ">u4")
     return Stream(file, tuple(sizes.tolist()), np.dtype(IDX_TYPES[head[2]]), columnwise=False)
 
@@ -230,14 +230,14 @@ def _labels(stream: Stream, name: str) -> list[str]:
     """Each label as text. Raises DataError for what is no list of numbers or texts."""
     if stream.dtype.kind not in "uifbUS" or math.prod(stream.shape[1:]) != 1:
         raise DataError(f"`{name}` has labels of shape {stream.shape} and type {stream.dtype}",
-                        "one number or text for each picture")  # fmt: skip
+                        "one number or text for each image")  # fmt: skip
     values = stream.whole(name).reshape(-1)
     if values.dtype.kind == "S":
         return [value.decode(errors="replace") for value in values.tolist()]
     if values.dtype.kind == "U":
         codes = values.view(np.uint32)
         if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-            raise DataError(f"`{name}` has labels that are no text", HINT)
+            raise DataError(f"`{name}` has labels that are not text", HINT)
     if values.dtype.kind == "f" and np.isfinite(values).all() and (values == values.round()).all():
         values = values.astype(np.int64)
     return [str(value) for value in values.tolist()]
@@ -269,7 +269,7 @@ def _bytes(part: NDArray[Any], scale: float, name: str) -> NDArray[np.uint8]:
 
 
 def _encoded(images: NDArray[Any], form: tuple[int, int, int]) -> pa.Array:
-    """Pictures (n, H, W) or (n, H, W, C) as files of netpbm's; what does not cover is on white.
+    """Images (n, H, W) or (n, H, W, C) as files of netpbm's; what does not cover is on white.
     Grey ones of two bytes a value stay so: which is white, their task learns from all of them."""
     height, width, channels = form
     if channels == 4:

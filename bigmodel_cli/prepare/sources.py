@@ -138,7 +138,7 @@ def unpacked(name: str) -> str:
 
 
 def companion(path: Path) -> Path | None:
-    """Where the labels of a file of pictures are: what is called `labels` where it says `images`,
+    """Where the labels of a file of images are: what is called `labels` where it says `images`,
     compressed or not; None if it does not say that."""
     if "images" not in path.name:
         return None
@@ -187,7 +187,7 @@ def find(
 
 
 def _beside(source: Source) -> Iterator[Source]:
-    """The labels of a file of pictures, which are part of it, named or not."""
+    """The labels of a file of images, which are part of it, named or not."""
     if source.path and source.kind in ("idx", "numpy"):
         path = companion(source.path)
         if path and path.is_file():
@@ -269,7 +269,7 @@ def open_bytes(path: Path) -> IO[bytes]:
         unpack = PACKED.get(path.suffix.lower(), open)
         return cast(IO[bytes], unpack(path, "rb"))
     except PermissionError:
-        raise ResourceError(f"`{path}` may not be read", "mend its permissions") from None
+        raise ResourceError(f"`{path}` may not be read", "fix its permissions") from None
     except FileNotFoundError:
         raise DataError(f"there is nothing at `{path}`") from None
 

@@ -319,13 +319,13 @@ class Classification(Task):
                 [name, *(f"{count:,}" for count in confusion[i].tolist())]
                 for i, name in enumerate(self.labels)
             ]
-            tables.append(Table("Confusion", ["is \\ was told", *self.labels], body))
+            tables.append(Table("Confusion", ["true \\ predicted", *self.labels], body))
         else:
             off = confusion * (1 - np.eye(C, dtype=np.int64))
             order = np.argsort(-off, axis=None, kind="stable")[:SHOWN_CLASSES]
             pairs = [divmod(int(place), C) for place in order if off.flat[place]]
             body = [[self.labels[a], self.labels[b], f"{off[a, b]:,}"] for a, b in pairs]
-            tables.append(Table("Most frequent confusions", ["is", "was told", "rows"], body))
+            tables.append(Table("Most frequent confusions", ["true", "predicted", "rows"], body))
         return tables
 
     def protocol(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Image classification: picture → one of the labels that prepare found.
+"""Image classification: image → one of the labels that prepare found.
 
-A unit is a picture with its label; labels are split each by itself. Legend: B rows, C channels,
-S the side of a picture, T positions.
+A unit is an image with its label; labels are split each by itself. Legend: B rows, C channels,
+S the side of an image, T positions.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
 PICTURES_FILE = "pictures.json"
-TOGETHER = 1024  # pictures that are decoded between two looks at the memory
-SAMPLE_BYTES = 32 << 20  # of pictures as they came, whose values are averaged
-FEWEST = 7  # squares in a row that a picture is cut into
+TOGETHER = 1024  # images that are decoded between two looks at the memory
+SAMPLE_BYTES = 32 << 20  # of images as they came, whose values are averaged
+FEWEST = 7  # patches in a row that an image is cut into
 BASELINE_PICTURES, BASELINE_SIDE, BASELINE_STEPS = 10_000, 32, 100  # of logistic regression
 SURE = -40.0  # the logarithm of a chance for what a baseline does not know
 
@@ -48,30 +48,30 @@ class ImageClassificationOptions(ClassOptions):
     """Options of the task, by stage."""
 
     image_size: int | None = option(
-        None, "Pixels a side that every picture gets.", stage="prepare", minimum=4, maximum=1024,
-        shown_default="the pictures' own up to 64, else 64",
+        None, "Pixels a side that every image gets.", stage="prepare", minimum=4, maximum=1024,
+        shown_default="the images' own up to 64, else 64",
     )  # fmt: skip
     color: str = option(
-        "auto", "Whether pictures are grey or coloured.", stage="prepare",
+        "auto", "Whether images are grey or coloured.", stage="prepare",
         choices=("auto", "grey", "rgb"), shown_default="what the first ones are",
     )  # fmt: skip
     patch: int | None = option(
-        None, "Pixels a side of the squares that a picture is cut into.", stage="train", minimum=1,
+        None, "Pixels a side of the patches that an image is cut into.", stage="train", minimum=1,
         maximum=1024, panel="Model", shown_default="the largest that leaves 7 in a row",
     )  # fmt: skip
     stem: str = option(
-        "conv", "How squares are read: each by itself, or by small kernels that overlap.",
+        "conv", "How patches are read: each by itself, or by small kernels that overlap.",
         stage="train", choices=("patch", "conv"), panel="Model",
     )  # fmt: skip
     shift: int | None = option(
-        None, "Most pixels that a picture is moved by in training.", stage="train", minimum=0,
+        None, "Most pixels that an image is moved by in training.", stage="train", minimum=0,
         maximum=512, panel="Optimization", shown_default="a 14th of the size",
     )  # fmt: skip
     flip: bool = option(
-        False, "Mirror half of the pictures in training.", stage="train", panel="Optimization"
+        False, "Mirror half of the images in training.", stage="train", panel="Optimization"
     )
     erase: float = option(
-        0.0, "Share of the pictures of which training hides a rectangle.", stage="train", minimum=0,
+        0.0, "Share of the images of which training hides a rectangle.", stage="train", minimum=0,
         maximum=1, panel="Optimization",
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ class ImageClassification(Classification):
     Options = ImageClassificationOptions
     unit_name = "images"
     measure = "pixels"
-    positions = "squares"
+    positions = "patches"
     kinds: ClassVar[Mapping[str, str]] = {"image": "file", "label": "value"}
     field = "image"
     intended_use = (
@@ -96,12 +96,12 @@ class ImageClassification(Classification):
         super().__init__(options)
         self.labels = list(labels)
         self._form, self.mean, self.deviation = form, list(mean), list(deviation)
-        # pictures of more than 8 bits a value (`deep`), and those of which a person should know
+        # images of more than 8 bits a value (`deep`), and those of which a person should know
         self._found: Counter[str] = Counter()
 
     @property
     def form(self) -> Form:
-        """What every picture becomes."""
+        """What every image becomes."""
         assert self._form is not None, "units or load comes first"
         return self._form
 
@@ -150,7 +150,7 @@ class ImageClassification(Classification):
         self.check_labels(ledger)
 
     def _decoded(self, rows: Rows, first: int, ledger: Ledger) -> Units | None:
-        """Some rows as pixels; what is no picture is dropped. None if nothing is left."""
+        """Some rows as pixels; what is no image is dropped. None if nothing is left."""
         import numpy as np
         import pyarrow as pa
 
@@ -168,7 +168,7 @@ class ImageClassification(Classification):
 
         table = rows.table.slice(first, TOGETHER)
         images = table.column("image")
-        form = self._form or Form(1, USUAL)  # of no picture that can be read
+        form = self._form or Form(1, USUAL)  # of no image that can be read
         fades = form.channels == 1 and self.options.color == "auto"
         places, sizes, pixels = [], [], []
         for index in range(len(images)):
@@ -220,7 +220,7 @@ class ImageClassification(Classification):
         mean = sums / max(1, count)
         deviation = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 1.0))
         self.mean, self.deviation = mean.round(4).tolist(), deviation.round(4).tolist()
-        return f"{classes}; {'grey' if C == 1 else 'coloured'} pictures of {S} × {S}{said}"
+        return f"{classes}; {'grey' if C == 1 else 'coloured'} images of {S} × {S}{said}"
 
     def _fit_white(self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int) -> str:
         """Learns from the whole train split which value is white."""
@@ -310,7 +310,7 @@ class ImageClassification(Classification):
         patch = self.options.patch or max([n for n in fitting if size // n >= FEWEST] or [1])
         if patch not in fitting:
             raise UsageError(
-                f"--patch {patch} does not divide the pictures' {size} pixels",
+                f"--patch {patch} does not divide the images' {size} pixels",
                 "choose one of " + ", ".join(map(str, fitting)),
             )
         picture = Picture(self.form.channels, size, patch, self.options.stem)

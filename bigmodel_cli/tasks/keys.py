@@ -64,7 +64,7 @@ def task_options(kind: type[Task], stage: str, said: Mapping[str, Any]) -> dict[
             others = [t for t in TABLE if name in {k.name for k in task_keys(stage, [t])}]
             flag = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag} is no option of the task `{kind.name}`",
+                f"{flag} is not an option of the task `{kind.name}`",
                 f"it belongs to {', '.join(others)}; see --task" if others else "leave it out",
             )
     return {name: convert(key, said[name]) if said.get(name) is not None else key.default

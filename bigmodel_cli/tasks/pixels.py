@@ -1,6 +1,6 @@
-"""Pictures as arrays: decoding what may be anything, one size for all, augmentation.
+"""Images as arrays: decoding what may be anything, one size for all, augmentation.
 
-Legend: B pictures, C channels (1 or 3), S the side of a square, H × W pixels.
+Legend: B images, C channels (1 or 3), S the side of a square, H × W pixels.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from PIL import Image, ImageOps
 
 from bigmodel_cli.errors import DataError
 
-MOST_BYTES = 64 << 20  # of one encoded picture
-MOST_PIXELS = 64_000_000  # of one picture: more fills the memory before anything is known of it
+MOST_BYTES = 64 << 20  # of one encoded image
+MOST_PIXELS = 64_000_000  # of one image: more fills the memory before anything is known of it
 MOST_SIDE = 1 << 16  # of a square that an image may become
 MOST_MEMORY = 512 << 20  # bytes that decoding one may take
 # only these are tried: others call programs (EPS), or read what no one has looked at for long
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
-BAND = 1 << 20  # pixels of a large picture that are converted at a time
+BAND = 1 << 20  # pixels of a large image that are converted at a time
 ORIENTATION = 0x0112  # of Exif: how the camera was held
 GREY = {"1", "L", "LA", "La", "I", "F"}
 DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*,", re.ASCII)
-ERASED = (0.02, 0.25)  # share of the picture that an erased rectangle has
-USUAL = 64  # pixels a side: pictures of one size up to that stay as they are, others become so
-LOOKED_AT = 512  # pictures by which size and colour are chosen
+ERASED = (0.02, 0.25)  # share of the image that an erased rectangle has
+USUAL = 64  # pixels a side: images of one size up to that stay as they are, others become so
+LOOKED_AT = 512  # images by which size and colour are chosen
 RATIO = 3.0  # of its sides, at most
 
-# what a person should know of so many pictures
+# what a person should know of so many images
 REMARKS = {
-    "faded": "the first pictures were grey, so that {:,} coloured ones became grey, too; --color "
+    "faded": "the first images were grey, so that {:,} coloured ones became grey, too; --color "
     "rgb keeps colours",
-    "halved": "of {:,} pictures in colour or with transparency, of 16 bits a value, the upper 8 "
+    "halved": "of {:,} images in colour or with transparency, of 16 bits a value, the upper 8 "
     "bits are read: those that use only the lower ones become dark; save them with 8 bits, or as "
     "grey",
-    "clipped": "{:,} pictures of more than 8 bits are brighter than any of the train split: what "
+    "clipped": "{:,} images of more than 8 bits are brighter than any of the train split: what "
     "is above its white was cut",
 }
 
@@ -54,12 +54,12 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class NoPictureError(Exception):
-    """Why some bytes are no picture that is read: a reason of the ledger's."""
+    """Why some bytes are no image that is read: a reason of the ledger's."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What all pictures become: `channels` (1 grey, 3 red, green and blue) × size × size. white:
+    """What all images become: `channels` (1 grey, 3 red, green and blue) × size × size. white:
     the value that is white in those of more than 8 bits, if training had any."""
 
     channels: int
@@ -68,7 +68,7 @@ class Form:
 
 
 def opened(data: bytes) -> Image.Image:
-    """The picture in some bytes, of which nothing but the head is decoded yet.
+    """The image in some bytes, of which nothing but the head is decoded yet.
 
     Raises NoPictureError: `unreadable`, or `too_large` for what would take too much memory.
     """
@@ -108,7 +108,7 @@ def halved(picture: Image.Image) -> bool:
 
 
 def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
-    """An opened picture as (C, S, S): its first frame, turned as its camera says, on white where
+    """An opened image as (C, S, S): its first frame, turned as its camera says, on white where
     nothing covers it; the shorter side gets the size, and the middle is kept.
 
     Raises NoPictureError for what cannot be decoded to its end.
@@ -159,7 +159,7 @@ def scaled(pixels: NDArray[Any], form: Form) -> NDArray[np.uint8]:
 
 
 def deep(image: bytes, form: Form) -> NDArray[np.float32] | None:
-    """The `values` (S, S) in the bytes of a picture of more than 8 bits; None of others."""
+    """The `values` (S, S) in the bytes of an image of more than 8 bits; None of others."""
     size = form.size
     if len(image) != 4 * size * size:
         return None
@@ -176,7 +176,7 @@ def white_of(top: float) -> float:
 
 
 def _small(picture: Image.Image, size: int) -> Image.Image:
-    """A loaded picture as `plain` makes it, a few rows at a time, so that beside the decoded
+    """A loaded image as `plain` makes it, a few rows at a time, so that beside the decoded
     pixels little is in memory; one that is far larger than needed is made smaller on the way."""
     width, height = picture.size
     if width * height <= BAND:
@@ -194,7 +194,7 @@ def _small(picture: Image.Image, size: int) -> Image.Image:
 
 
 def plain(picture: Image.Image) -> Image.Image:
-    """A loaded picture as grey or red, green and blue of 8 bits each; what has more bits as F."""
+    """A loaded image as grey or red, green and blue of 8 bits each; what has more bits as F."""
     if picture.mode[0] in "IF":  # grey of 16 bits or more, or fractions
         deep = np.asarray(picture).astype(np.float32)
         return Image.fromarray(np.nan_to_num(deep, nan=0, posinf=0, neginf=0))
@@ -207,13 +207,13 @@ def plain(picture: Image.Image) -> Image.Image:
 
 
 def is_grey(pixels_CSS: NDArray[np.uint8]) -> bool:
-    """Whether a picture has no colour, however it is stored."""
+    """Whether an image has no colour, however it is stored."""
     first = pixels_CSS[:1]
     return bool((pixels_CSS == first).all())
 
 
 def usual_form(images: Any, size: int | None, color: str) -> Form | None:
-    """The form that was asked for, or that the first encoded pictures of a column have; None if
+    """The form that was asked for, or that the first encoded images of a column have; None if
     there is none that can be read."""
     sizes, grey, looked_at = set(), True, 0
     for index in range(len(images)):
@@ -236,7 +236,7 @@ def usual_form(images: Any, size: int | None, color: str) -> Form | None:
 
 
 def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
-    """The picture that a request names: a data: URI or, where files may be opened, a path.
+    """The image that a request names: a data: URI or, where files may be opened, a path.
 
     Raises DataError. Nothing is fetched from elsewhere.
     """
@@ -250,12 +250,12 @@ def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
         raise DataError(f"`image` is `{shown}`, and nothing is fetched from elsewhere",
                         "give a path, or a data: URI")  # fmt: skip
     elif (data := read_file(Path(text))) is None:
-        raise DataError(f"`image` is `{shown}`, which is no file that can be read",
+        raise DataError(f"`image` is `{shown}`, which is not a readable file",
                         "give a path, or a data: URI")  # fmt: skip
     try:
         return array(opened(data or b""), form)
     except NoPictureError as error:
-        what = {"too_large": "is too large"}.get(str(error), "is no picture that can be read")
+        what = {"too_large": "is too large"}.get(str(error), "is not a readable image")
         raise DataError(
             f"`image` is `{shown}`, which {what}",
             "PNG, JPEG, BMP, GIF, TIFF and PPM are read, of up to 64 million pixels, and WebP and "
@@ -264,7 +264,7 @@ def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
 
 
 def announced(text: object) -> int:
-    """The pixels of the picture in a data: URI, as its head says; 0 if nothing will be decoded."""
+    """The pixels of the image in a data: URI, as its head says; 0 if nothing will be decoded."""
     try:
         picture = opened(read_uri(text) or b"") if isinstance(text, str) else None
     except NoPictureError:
@@ -273,7 +273,7 @@ def announced(text: object) -> int:
 
 
 def read_file(path: Path) -> bytes | None:
-    """A regular file's bytes, at most one more than a picture may have; None if it cannot be
+    """A regular file's bytes, at most one more than an image may have; None if it cannot be
     read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may have no end
@@ -299,7 +299,7 @@ def read_uri(text: str) -> bytes | None:
 
 
 def data_uri(pixels_CSS: NDArray[np.uint8]) -> str:
-    """A picture as a PNG in a data: URI."""
+    """An image as a PNG in a data: URI."""
     whole = pixels_CSS[0] if len(pixels_CSS) == 1 else pixels_CSS.transpose(1, 2, 0)
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(whole)).save(file, "PNG")
@@ -308,9 +308,9 @@ def data_uri(pixels_CSS: NDArray[np.uint8]) -> str:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How pictures differ from epoch to epoch: a pure function of (seed, epoch, example).
+    """How images differ from epoch to epoch: a pure function of (seed, epoch, example).
 
-    shift: most pixels that a picture moves by in either direction, zero coming in; flip: whether
+    shift: most pixels that an image moves by in either direction, zero coming in; flip: whether
     half of them are mirrored; erase: the share in which a rectangle becomes `fill` (Zhong 2017).
     """
 
@@ -322,7 +322,7 @@ class Augmentation:
         self, pixels_BCSS: NDArray[np.uint8], fill_C: NDArray[np.uint8], seed: int,
         examples: NDArray[np.int64], epochs: NDArray[np.int64],
     ) -> NDArray[np.uint8]:  # fmt: skip
-        """The pictures as they are in these epochs: (B, C, S, S)."""
+        """The images as they are in these epochs: (B, C, S, S)."""
         from bigmodel_cli.tasks.packing import AUGMENT, generator  # loads torch
 
         if not (self.shift or self.flip or self.erase):
@@ -358,7 +358,7 @@ class Augmentation:
 
 
 def thumbnails(pixels: NDArray[np.uint8], most: int) -> NDArray[np.float32]:
-    """Pictures (B, C, S, S) as features (B, n) from 0 to 1, of at most `most` a side."""
+    """Images (B, C, S, S) as features (B, n) from 0 to 1, of at most `most` a side."""
     B, C, S = pixels.shape[:3]
     step = -(-S // most)
     cut = S // step * step

@@ -144,7 +144,7 @@ class Optimizers:
             name, _, what = key.rpartition("/")
             if name not in owners:
                 raise ArtifactError(
-                    f"the optimizer's state has `{key}`, which is no weight of this model",
+                    f"the optimizer's state has `{key}`, which is not a weight of this model",
                     "train again: bigmodel train --restart",
                 )
             part, parameter = owners[name]

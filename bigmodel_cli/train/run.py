@@ -68,7 +68,7 @@ def run(
                 if not known or known.get("origin") != config.from_:
                     raise gone
                 options["from_"] = known["options"]["from_"]
-                context.warn(f"{gone.message}; run `{name}` goes on with what it took there")
+                context.warn(f"{gone.message}; run `{name}` continues with what it took there")
             if known:
                 _agree(known, place, options, data)
             done = _finished(place, context) if known else None
@@ -97,13 +97,15 @@ def _agree(
     before = {**identity(TrainConfig()), **known["options"]}  # options that came later
     differing = manifest.changes(before, options)
     if known["data_fingerprint"] != data["fingerprint"]:
-        differing.append("the data were prepared anew")
+        differing.append("the data were prepared again")
     if differing:
         hint = "add --restart to train it again from nothing, or --run NAME to train another"
         length = longer.remaining(before, options)
         if length and {change.partition(":")[0] for change in differing} <= {*longer.LENGTHS}:
             hint = "train its weights further: " + longer.command(place, known, length)
-        raise UsageError(f"run `{place.name}` has other options: " + "; ".join(differing), hint)
+        raise UsageError(
+            f"run `{place.name}` was started with different options: " + "; ".join(differing), hint
+        )
 
 
 def _finished(place: Run, context: Context) -> Trained | None:
@@ -127,7 +129,7 @@ def _finished(place: Run, context: Context) -> Trained | None:
     except FormatError:
         raise
     except ArtifactError as error:
-        context.warn(f"{error.message}; mending what can be mended")
+        context.warn(f"{error.message}; repairing what can be repaired")
         return None
     except (OSError, KeyError):
         return None
@@ -185,7 +187,7 @@ def _train(
     state = _resume(place, model, optimizers, context)
     if origin and not state:
         anew = ", ".join(begin_from(model, origin, task)) or "nothing"
-        context.note(f"begins from {origin.name} ({origin.sha256[:12]}); new: {anew}")
+        context.note(f"initialized from {origin.name} ({origin.sha256[:12]}); new: {anew}")
     parallel.same_weights(model.parameters())
     clock = budget.Clock(
         budget.Length(**resolved["length"]), state.get("elapsed", 0.0),
@@ -239,7 +241,7 @@ def _kept(known: dict[str, Any], config: TrainConfig, context: Context) -> dict[
         resolved = {**resolved, "threads": config.threads}
     for key in RESOLVED:
         if getattr(config, key) not in (None, 0, resolved[key]):
-            context.warn(f"the run keeps the --{key.replace('_', '-')} that it was begun with: "
+            context.warn(f"the run keeps the --{key.replace('_', '-')} that it was started with: "
                          f"{resolved[key]}")  # fmt: skip
     return resolved
 

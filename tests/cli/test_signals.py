@@ -132,7 +132,7 @@ def test_a_signal_that_a_library_turns_into_another_error_is_still_a_stop(tmp_pa
 def test_nobody_takes_a_signal_for_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where we guard against whatever a library raises: reading a tokenizer, a picture, a line."""
+    """Where we guard against whatever a library raises: reading a tokenizer, an image, a line."""
     from PIL import Image
     from tokenizers import Tokenizer as Inner
 

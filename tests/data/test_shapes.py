@@ -47,7 +47,7 @@ def test_a_shape_is_whole_at_each_of_its_places() -> None:
 
 
 def test_chances_are_those_of_enumeration() -> None:
-    """On a picture so small that the definition can be written out: each pixel by itself."""
+    """On an image so small that the definition can be written out: each pixel by itself."""
     _, pixels = shapes.draw(random.Random(3))
     seen, noise = grid(pixels), 0.1
     likely = {
@@ -62,7 +62,7 @@ def test_chances_are_those_of_enumeration() -> None:
 
 
 def test_chances_are_calibrated_and_best() -> None:
-    """Among pictures whose best answer has a chance of about p, it is right for p of them."""
+    """Among images whose best answer has a chance of about p, it is right for p of them."""
     rng = random.Random(5)
     drawn = [shapes.draw(rng, 0.2) for _ in range(4000)]
     here, average = shapes.optimum(drawn, 0.2)

@@ -1,4 +1,4 @@
-"""Models of pictures: their parts, sizes by formula, and every precision."""
+"""Models of images: their parts, sizes by formula, and every precision."""
 
 import copy
 

@@ -269,7 +269,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         model_config("transformer", "huge", shape)
     with pytest.raises(UsageError, match="cannot be cut"):
         model_config("transformer", "nano", shape, width=30, heads=4)
-    with pytest.raises(UsageError, match="no multiple"):
+    with pytest.raises(UsageError, match="not a multiple"):
         model_config("transformer", "nano", shape, heads=4, kv_heads=3)
 
 

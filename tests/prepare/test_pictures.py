@@ -1,4 +1,4 @@
-"""Sources of pictures: every format gives the same pixels and labels, and bad ones are counted or
+"""Sources of images: every format gives the same pixels and labels, and bad ones are counted or
 refused by name."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TASK = "image-classification"
 
 
 def pictures(seed: int = 0, channels: int = 1) -> tuple[NDArray[np.uint8], list[str]]:
-    """COUNT pictures (n, SIDE, SIDE), or with channels, and their labels."""
+    """COUNT images (n, SIDE, SIDE), or with channels, and their labels."""
     random = np.random.default_rng(seed)
     shape = (COUNT, SIDE, SIDE) + (channels,) * (channels > 1)
     return random.integers(0, 256, shape, np.uint8), [NAMES[i % 3] for i in range(COUNT)]
@@ -52,7 +52,7 @@ def idx(values: NDArray[Any], code: int = 8) -> bytes:
 
 
 def prepared(work: Path) -> dict[bytes, str]:
-    """Each picture's pixels in the shards, of all splits, with its label."""
+    """Each image's pixels in the shards, of all splits, with its label."""
     data = Workdir(work).read_data()
     task: Any = load_task(work / "data" / "codec", "")
     found = {}
@@ -146,7 +146,7 @@ def test_every_format_gives_the_same(write: Writer, tmp_path: Path) -> None:
 
 
 def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their pictures are structs, and their classes numbers with names."""
+    """Their images are structs, and their classes numbers with names."""
     import datasets
 
     x, y = pictures()
@@ -250,7 +250,7 @@ def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
     root = folder(tmp_path / "in", x, y)
     whole = png(np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8))
     bad = {
-        "truncated.png": whole[: len(whole) // 2], "text.png": b"no picture at all\n",
+        "truncated.png": whole[: len(whole) // 2], "text.png": b"no image at all\n",
         "empty.jpg": b"", "bomb.png": bomb(9_000, 9_000), "large.png": bomb(60_000, 60_000),
         "vector.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     }  # fmt: skip
@@ -283,7 +283,7 @@ def test_rows_that_name_no_picture_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_named_file_is_part_of_its_source(tmp_path: Path) -> None:
-    """A picture that a row names and that changes makes the data stale, and is named."""
+    """An image that a row names and that changes makes the data stale, and is named."""
     x, y = pictures()
     root = csv_of_paths(tmp_path / "in", x, y)
     events = Events()
@@ -298,7 +298,7 @@ def test_a_named_file_is_part_of_its_source(tmp_path: Path) -> None:
 
 
 def test_labels_are_part_of_their_pictures(tmp_path: Path) -> None:
-    """Also where only the pictures were named."""
+    """Also where only the images were named."""
     x, y = pictures()
     root = idx_files(tmp_path / "in", x, y)
     images = root / "some-images-idx3-ubyte.gz"
@@ -369,7 +369,7 @@ BAD = {
     "npz, objects": (bad_numpy(images=np.array([Evil()] * COUNT)), "never unpickled"),
     "npz, object labels": (bad_numpy(labels=np.array([Evil()] * COUNT)), "never unpickled"),
     "npz, other names": (broken_numpy(b"PK\x05\x06" + bytes(18)), "no `images` with `labels`"),
-    "npz, no archive": (broken_numpy(b"no archive"), "is no .npz archive"),
+    "npz, no archive": (broken_numpy(b"no archive"), "is not an .npz archive"),
     "npz, out of range": (bad_numpy(images=np.full((COUNT, 9, 9), 300.0)), "values from 300.0"),
     "npz, no numbers": (bad_numpy(images=np.full((COUNT, 9, 9), np.nan)), "values from nan"),
     "npz, one-hot": (bad_numpy(labels=np.eye(COUNT)), "labels of shape (24, 24)"),
@@ -468,7 +468,7 @@ def test_the_form_is_that_of_pictures_that_can_be_read(tmp_path: Path) -> None:
     x, y = pictures()
     for number in range(1100):
         (tmp_path / "in" / "0").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / "0" / f"{number:05d}.png").write_bytes(b"no picture")
+        (tmp_path / "in" / "0" / f"{number:05d}.png").write_bytes(b"no image")
     for number, (image, label) in enumerate(zip(x, y, strict=True)):
         (tmp_path / "in" / f"1{label}").mkdir(exist_ok=True)
         (tmp_path / "in" / f"1{label}" / f"{number}.png").write_bytes(png(image))

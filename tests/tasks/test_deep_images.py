@@ -85,7 +85,7 @@ def test_deep_images_beside_others_and_brighter_ones_are_counted(tmp_path: Path)
     prepare(tmp_path / "w", tmp_path / "in", val="0.2", test=str(held), told=events.context())
     assert "60 have more than 8 bits" in events.notes
     assert "1,023 is white" in events.notes
-    assert "16 pictures of more than 8 bits are brighter than any of the train" in events.notes
+    assert "16 images of more than 8 bits are brighter than any of the train" in events.notes
     assert shards(tmp_path / "w", "test").max() == 255
 
 
@@ -104,7 +104,7 @@ def test_colours_of_sixteen_bits_are_said_to_be_read_by_half(tmp_path: Path) -> 
         (tmp_path / "in" / "亮" / f"rgb{place}.png").write_bytes(whole)
     events = Events()
     prepare(tmp_path / "w", tmp_path / "in", val="0.2", test="0.2", told=events.context())
-    assert "of 3 pictures in colour or with transparency, of 16 bits a value, the upper 8 bits" \
+    assert "of 3 images in colour or with transparency, of 16 bits a value, the upper 8 bits" \
         in events.notes  # fmt: skip
 
 

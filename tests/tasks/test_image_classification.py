@@ -126,7 +126,7 @@ def test_held_out_pictures_are_not_augmented(work: Path) -> None:
 
 
 def test_a_part_of_a_split_has_all_classes(work: Path) -> None:
-    """Folders of classes come one after another: the first pictures would be of one class."""
+    """Folders of classes come one after another: the first images would be of one class."""
     task, split = loaded(work)
     batches = list(task.scoring(split, 5, limit=24))
     assert sum(batch.terms for batch in batches) == 24
@@ -190,7 +190,7 @@ def test_augmentation_changes_what_is_learned(changed: str, fresh: Path) -> None
 
 
 def test_a_patch_has_to_divide_the_size(fresh: Path) -> None:
-    with pytest.raises(UsageError, match="--patch 5 does not divide the pictures' 12 pixels"):
+    with pytest.raises(UsageError, match="--patch 5 does not divide the images' 12 pixels"):
         train(fresh, patch=5, steps=1)
 
 
@@ -255,7 +255,7 @@ def deployed(work: Path, tmp_path_factory: pytest.TempPathFactory, forker: Forke
 
 
 def picture(folder: Path) -> tuple[Path, str]:
-    """A picture as a file, and as a data: URI."""
+    """An image as a file, and as a data: URI."""
     drawn = shapes.png(shapes.SHAPES["ring"][7])
     path = folder / "ring.png"
     path.write_bytes(drawn)
@@ -284,8 +284,8 @@ def test_the_whole_chain(deployed: Path, tmp_path: Path, forker: Forker) -> None
                cli("predict", *bundle, stdin=stdin).out.splitlines()]  # fmt: skip
     assert [answer.pop("id") for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
     assert answers[0] == answers[1] == document
-    says = ["no file that can be read", "nothing is fetched", "must be text", "must be text",
-            "no picture that can be read"]  # fmt: skip
+    says = ["not a readable file", "nothing is fetched", "must be text", "must be text",
+            "not a readable image"]  # fmt: skip
     for answer, words in zip(answers[2:], says, strict=True):
         assert answer["error"]["code"] == 4
         assert words in answer["error"]["message"]
@@ -333,7 +333,7 @@ def test_an_answer_is_that_of_training(deployed: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tiny_model_comes_near_the_optimum(family: str, tmp_path: Path) -> None:
-    """Within 4 points of the best answers for these very pictures, and not beyond them."""
+    """Within 4 points of the best answers for these very images, and not beyond them."""
     shapes.main(["--images", "6000", "--output", str(tmp_path / "in")])
     prepare(tmp_path / "work", tmp_path / "in", val="0.1", test="0.2")
     train(tmp_path / "work", model=family, width=32, layers=2, heads=2, patch=2, batch_size=32,

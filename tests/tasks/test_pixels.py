@@ -1,4 +1,4 @@
-"""Pictures as arrays: every kind of file, and augmentation as a function of its key."""
+"""Images as arrays: every kind of file, and augmentation as a function of its key."""
 
 from __future__ import annotations
 
@@ -127,9 +127,9 @@ data = open(sys.argv[1], "rb").read()
 pixels.array(pixels.opened(data), pixels.Form(3, 64))
 open("/proc/self/clear_refs", "w").write("5")
 peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
-before, picture = peak(), pixels.opened(data)
-print(pixels.weight(picture, 64) >> 10)
-pixels.array(picture, pixels.Form(3, 64))
+before, image = peak(), pixels.opened(data)
+print(pixels.weight(image, 64) >> 10)
+pixels.array(image, pixels.Form(3, 64))
 print(peak() - before)
 """
 

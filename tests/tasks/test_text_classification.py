@@ -153,7 +153,7 @@ def test_columns_and_headers_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 def test_an_option_of_another_task_is_refused(tmp_path: Path) -> None:
     source = rows(tmp_path, many(40, {"a": 20, "b": 20}))
-    with pytest.raises(UsageError, match="--context is no option of the task `language`"):
+    with pytest.raises(UsageError, match="--context is not an option of the task `language`"):
         prepare(tmp_path / "w", source, task="language", context=8)
 
 

@@ -147,7 +147,7 @@ def test_a_run_goes_on_when_its_origin_is_gone(language: Path, tmp_path: Path) -
     events = Events()
     again = train(work, context=events.context(), from_=str(bundle), **{**STILL, "steps": 2})
     assert again.fresh
-    assert "goes on with what it took there" in events.notes
+    assert "continues with what it took there" in events.notes
     for name, other in (("default", str(tmp_path / "bundel")), ("another", str(bundle))):
         with pytest.raises(UsageError, match="no run or bundle"):
             train(work, name, from_=other, **{**STILL, "steps": 2})
