@@ -8,19 +8,19 @@ from typing import Any
 from bigmodel_cli.options import option
 
 MOST_SEED = (1 << 63) - 1
-THREADS = "CPU threads to compute with."
+THREADS = "Number of CPU threads."
 
 
 # options that several stages have
 
 
 def _seed() -> Any:
-    return option(0, "Seed of everything random.", minimum=0, maximum=MOST_SEED)
+    return option(0, "Random seed.", minimum=0, maximum=MOST_SEED)
 
 
 def _device(identity: bool = True) -> Any:
     choices = ("auto", "cpu", "cuda")
-    return option("auto", "Where to compute.", choices=choices, identity=identity)
+    return option("auto", "Device to compute on.", choices=choices, identity=identity)
 
 
 def _threads() -> Any:
@@ -52,13 +52,13 @@ class PrepareConfig:
     )
     task: str = option(
         "auto",
-        "The kind of work that the data is for.",
+        "The task that the data is for.",
         metavar="NAME",
-        shown_default="what the columns tell, else language",
+        shown_default="detected from the columns, else language",
     )
     column: tuple[str, ...] = option(
         (),
-        "Which column is which, where names do not tell (repeatable): `text=body`.",
+        "Map one of the task's columns to one of the source (repeatable): `text=body`.",
         metavar="NAME=COLUMN",
     )
     header: tuple[str, ...] = option(
@@ -88,12 +88,12 @@ class PrepareConfig:
     )
     exclude: tuple[str, ...] = option(
         (),
-        "Leave out what this glob matches below a folder (repeatable): `*/tests/*`.",
+        "Exclude the files below a folder that this glob matches (repeatable): `*/tests/*`.",
         metavar="GLOB",
     )
     document_separator: str = option(
         "",
-        r"What separates documents in a text file, such as '<|endoftext|>' or '\n\n'.",
+        r"Separator between documents in a text file, such as '<|endoftext|>' or '\n\n'.",
         metavar="TEXT",
         shown_default="each file is one document",
     )
@@ -124,17 +124,23 @@ class TrainConfig:
     )
     from_: str = option(
         "",
-        "Begin from the weights of this run or bundle, of which the model takes its shape.",
+        "Initialize from the weights of this run or bundle; they also decide the model's shape.",
         panel="Model",
         metavar="RUN|FOLDER",
         shown_default="",
     )
     width: int | None = option(
-        None, "Features of the residual stream.", minimum=8, panel="Model", shown_default="by size"
+        None,
+        "Width: features of the residual stream.",
+        minimum=8,
+        panel="Model",
+        shown_default="by size",
     )
-    layers: int | None = option(None, "Blocks.", minimum=1, panel="Model", shown_default="by size")
+    layers: int | None = option(
+        None, "Number of layers.", minimum=1, panel="Model", shown_default="by size"
+    )
     heads: int | None = option(
-        None, "Attention heads.", minimum=1, panel="Model", shown_default="by size"
+        None, "Number of attention heads.", minimum=1, panel="Model", shown_default="by size"
     )
     kv_heads: int | None = option(
         None,
@@ -145,7 +151,7 @@ class TrainConfig:
     )
     hidden: int | None = option(
         None,
-        "Features inside a block's feed-forward part.",
+        "Hidden width of the feed-forward layers.",
         minimum=8,
         panel="Model",
         shown_default="by size",
@@ -157,44 +163,42 @@ class TrainConfig:
         16, "Tokens that an mlp sees; 0: the mean of all so far.", minimum=0, maximum=1024,
         panel="Model",
     )  # fmt: skip
-    dropout: float = option(
-        0.0, "Dropped share of features.", minimum=0, maximum=0.9, panel="Model"
-    )
-    tie: bool = option(True, "Share the embedding with the output layer.", panel="Model")
+    dropout: float = option(0.0, "Dropout rate.", minimum=0, maximum=0.9, panel="Model")
+    tie: bool = option(True, "Tie the output layer's weights to the embedding.", panel="Model")
     steps: int | None = option(
-        None, "Length in updates.", minimum=1, panel="Length (one of)", shown_default=""
+        None, "Train for this many steps.", minimum=1, panel="Length (one of)", shown_default=""
     )
     epochs: float | None = option(
         None,
-        "Length in passes over the training split.",
+        "Train for this many passes over the training split.",
         above=0,
         panel="Length (one of)",
         shown_default="",
     )
     tokens: int | None = option(
         None,
-        "Length in training tokens.",
+        "Train for this many tokens.",
         minimum=1,
         panel="Length (one of)",
         shown_default="",
     )
     minutes: float | None = option(
         None,
-        "Length in minutes, of which validations and checkpoints take at most a tenth.",
+        "Train for this many minutes, of which validations and checkpoints take at most a tenth.",
         above=0,
         panel="Length (one of)",
         shown_default="5 if no length is given",
     )
     batch_size: int | None = option(
         None,
-        "Rows (of --context tokens) per update, at most those of an epoch.",
+        "Rows (of --context tokens) per step, at most those of an epoch.",
         minimum=1,
         panel="Optimization",
         shown_default="2,048 tokens, more above 4 M weights; on a GPU 8 times as many",
     )
     micro_batch: int | None = option(
         None,
-        "Rows computed at a time; the rest is accumulated.",
+        "Rows computed at a time; the gradients of the others are accumulated.",
         minimum=1,
         panel="Optimization",
         shown_default="what fits in memory",
@@ -219,20 +223,20 @@ class TrainConfig:
     )
     warmup: float = option(
         0.02,
-        "Share of the run in which the rate rises.",
+        "Fraction of the run in which the learning rate rises.",
         minimum=0,
         maximum=1,
         panel="Optimization",
     )
     decay: float = option(
         0.6,
-        "Share of the run, at its end, in which the rate falls linearly to 0.",
+        "Fraction of the run, at its end, in which the learning rate falls linearly to 0.",
         minimum=0,
         maximum=1,
         panel="Optimization",
     )
     clip: float = option(
-        1.0, "Largest norm of the gradient; 0 is no limit.", minimum=0, panel="Optimization"
+        1.0, "Maximum norm of the gradient; 0 is no limit.", minimum=0, panel="Optimization"
     )
     precision: str = option(
         "auto",
@@ -266,7 +270,11 @@ class TrainConfig:
         shown_default="",
     )
     keep: int = option(
-        2, "Checkpoints kept beside the best one.", minimum=1, panel="Checkpoints", identity=False
+        2,
+        "Number of recent checkpoints to keep, beside the best one.",
+        minimum=1,
+        panel="Checkpoints",
+        identity=False,
     )
     seed: int = _seed()
     device: str = _device()
@@ -350,30 +358,31 @@ class PredictConfig:
         metavar="[PROMPT]",
     )
     bundle: str = option("", "A bundle anywhere.", metavar="FOLDER", shown_default="the run's own")
-    max_tokens: int = option(64, "Most tokens to write.", minimum=1, maximum=1 << 20)
+    max_tokens: int = option(64, "Maximum tokens to generate.", minimum=1, maximum=1 << 20)
     temperature: float = option(
-        0.0, "0 takes the most likely token; 1 draws as the model says.", minimum=0, maximum=100
+        0.0, "Sampling temperature; 0 takes the most likely token.", minimum=0, maximum=100
     )
-    top_k: int = option(0, "Draw among the K most likely tokens; 0 is no limit.", minimum=0)
+    top_k: int = option(0, "Sample from the K most likely tokens; 0 is no limit.", minimum=0)
     top_p: float = option(
-        1.0, "Draw among the likeliest tokens of this total probability.", minimum=0, maximum=1
+        1.0, "Sample from the most likely tokens of this total probability.", minimum=0, maximum=1
     )
-    beam: int = option(5, "Translations searched side by side; 1 is greedy.", minimum=1, maximum=64)
+    beam: int = option(5, "Beam size; 1 is greedy search.", minimum=1, maximum=64)
     length_penalty: float = option(
         1.0,
-        "Favours long translations: the power of the length that a log probability is divided by.",
+        "Exponent of the length that a log probability is divided by; a larger one favours long "
+        "translations.",
         minimum=0,
         maximum=10,
     )
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable).", metavar="TEXT")
-    k: int = option(10, "Items to recommend.", minimum=1, maximum=1000)
+    k: int = option(10, "Number of items to recommend.", minimum=1, maximum=1000)
     repeat: bool | None = option(
         None,
-        "Recommend items of the history, too.",
+        "Recommend items of the history as well.",
         shown_default="as in training",
     )
     seed: int = _seed()
-    batch_size: int = option(32, "Requests answered at a time.", minimum=1, maximum=4096)
+    batch_size: int = option(32, "Requests that are answered together.", minimum=1, maximum=4096)
     precision: str = _answer_precision()
     device: str = _device()
     threads: int = _threads()

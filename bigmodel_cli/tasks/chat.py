@@ -46,7 +46,7 @@ class ChatOptions(TokenizerOptions):
     """Options of the chat task, by stage."""
 
     context: int = option(
-        1024, "Most tokens of a dialogue; longer ones lose their oldest turns.", stage="prepare",
+        1024, "Maximum tokens of a dialogue; longer ones lose their oldest turns.", stage="prepare",
         minimum=64, maximum=1 << 20,
     )  # fmt: skip
 

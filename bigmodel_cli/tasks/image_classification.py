@@ -48,31 +48,31 @@ class ImageClassificationOptions(ClassOptions):
     """Options of the task, by stage."""
 
     image_size: int | None = option(
-        None, "Pixels a side that every image gets.", stage="prepare", minimum=4, maximum=1024,
+        None, "Side of every image in pixels.", stage="prepare", minimum=4, maximum=1024,
         shown_default="the images' own up to 64, else 64",
     )  # fmt: skip
     color: str = option(
         "auto", "Whether images are grey or coloured.", stage="prepare",
-        choices=("auto", "grey", "rgb"), shown_default="what the first ones are",
+        choices=("auto", "grey", "rgb"), shown_default="what the first training images are",
     )  # fmt: skip
     patch: int | None = option(
-        None, "Pixels a side of the patches that an image is cut into.", stage="train", minimum=1,
+        None, "Side of a patch in pixels.", stage="train", minimum=1,
         maximum=1024, panel="Model", shown_default="the largest that leaves 7 in a row",
     )  # fmt: skip
     stem: str = option(
-        "conv", "How patches are read: each by itself, or by small kernels that overlap.",
+        "conv", "How patches are embedded: each by itself, or by small convolutions that overlap.",
         stage="train", choices=("patch", "conv"), panel="Model",
     )  # fmt: skip
     shift: int | None = option(
-        None, "Most pixels that an image is moved by in training.", stage="train", minimum=0,
+        None, "Maximum shift of an image in training, in pixels.", stage="train", minimum=0,
         maximum=512, panel="Optimization", shown_default="a 14th of the size",
     )  # fmt: skip
     flip: bool = option(
         False, "Mirror half of the images in training.", stage="train", panel="Optimization"
     )
     erase: float = option(
-        0.0, "Share of the images of which training hides a rectangle.", stage="train", minimum=0,
-        maximum=1, panel="Optimization",
+        0.0, "Fraction of the images in which training erases a rectangle.", stage="train",
+        minimum=0, maximum=1, panel="Optimization",
     )  # fmt: skip
 
 

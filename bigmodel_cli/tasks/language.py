@@ -52,7 +52,7 @@ class LanguageOptions(TokenizerOptions):
         panel="Model",
     )
     context: int = option(
-        256, "Tokens that the model sees at once.", stage="train", minimum=2, maximum=1 << 20,
+        256, "Context length in tokens.", stage="train", minimum=2, maximum=1 << 20,
         panel="Model",
     )  # fmt: skip
 

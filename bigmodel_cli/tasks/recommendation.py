@@ -46,7 +46,7 @@ class RecommendationOptions:
     """Options of the task, by stage."""
 
     min_count: int = option(
-        5, "Keep users and items with so many interactions, until all have them.",
+        5, "Keep users and items with at least this many interactions (the k-core).",
         stage="prepare", minimum=1,
     )  # fmt: skip
     min_rating: float | None = option(
@@ -60,9 +60,9 @@ class RecommendationOptions:
         stage="prepare",
         choices=("leave-one-out", "time"),
     )
-    context: int = option(50, "The last items of a history that the model sees.", stage="train",
+    context: int = option(50, "Maximum items of a history; its last ones are kept.", stage="train",
                           minimum=2, maximum=1 << 20, panel="Model")  # fmt: skip
-    repeat: bool = option(False, "Recommend items of the history, too.", stage="train",
+    repeat: bool = option(False, "Recommend items of the history as well.", stage="train",
                           panel="Model")  # fmt: skip
 
 

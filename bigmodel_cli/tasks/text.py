@@ -43,7 +43,7 @@ class TokenizerOptions:
     )
     vocab_size: int | None = option(
         None,
-        "Most tokens that a new bpe tokenizer may have.",
+        "Maximum vocabulary size of a new bpe tokenizer.",
         stage="prepare",
         minimum=272,
         maximum=1_000_000,

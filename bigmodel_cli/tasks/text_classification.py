@@ -38,7 +38,7 @@ class TextClassificationOptions(ClassOptions, TokenizerOptions):
     """Options of the task, by stage."""
 
     token_dropout: float = option(
-        0.1, "Share of a text's tokens that are hidden in training, others in each epoch.",
+        0.1, "Fraction of a text's tokens that are masked in training, others in each epoch.",
         stage="train", minimum=0, maximum=0.9, panel="Optimization",
     )  # fmt: skip
 
@@ -47,7 +47,7 @@ class TextClassificationOptions(ClassOptions, TokenizerOptions):
         "three.", stage="prepare", minimum=0,
     )  # fmt: skip
     context: int = option(
-        256, "Tokens of a text that are kept: its first ones.", stage="prepare", minimum=2,
+        256, "Maximum tokens of a text; its first ones are kept.", stage="prepare", minimum=2,
         maximum=1 << 20,
     )  # fmt: skip
 

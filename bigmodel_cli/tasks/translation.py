@@ -55,7 +55,7 @@ class TranslationOptions(TokenizerOptions):
         minimum=1,
     )
     context: int = option(
-        256, "Tokens of a pair that the model sees; half of them for the source.", stage="train",
+        256, "Maximum tokens of a pair; half of them for the source.", stage="train",
         minimum=8, maximum=1 << 20, panel="Model",
     )  # fmt: skip
 
