@@ -219,7 +219,7 @@ def test_a_small_model_comes_near_the_best_possible_accuracy(tmp_path: Path) -> 
     known = optimum()
     work = tmp_path / "w"
     prepare(work, SERVICE / "intents.jsonl", val="0.15", test="0.25")
-    train(work, epochs=8, width=64, batch_size=16)
+    train(work, epochs=4, width=64, batch_size=16)
     metrics = evaluate(work).document["metrics"]
     assert metrics["accuracy"]["low"] <= known.best_accuracy() <= metrics["accuracy"]["high"] + 0.02
     assert metrics["accuracy"]["value"] > known.best_accuracy() - 0.04
