@@ -76,7 +76,7 @@ class PrepareConfig:
     encoding: str = option(
         "",
         "The encoding of text, .csv, .tsv and JSON, by its name in Python: `gbk`, `utf-16`, "
-        "`latin-1`. A byte order mark comes before it.",
+        "`latin-1`. A byte order mark takes precedence.",
         metavar="NAME",
         shown_default="UTF-8",
     )
@@ -88,7 +88,7 @@ class PrepareConfig:
     )
     exclude: tuple[str, ...] = option(
         (),
-        "Exclude the files below a folder that this glob matches (repeatable): `*/tests/*`.",
+        "Exclude files that match this glob, below a folder (repeatable): `*/tests/*`.",
         metavar="GLOB",
     )
     document_separator: str = option(
@@ -279,7 +279,11 @@ class TrainConfig:
     seed: int = _seed()
     device: str = _device()
     threads: int = _threads()
-    restart: bool = option(False, "Delete the run's checkpoints and start again.", identity=False)
+    restart: bool = option(
+        False,
+        "Delete the run (checkpoints, log, evaluation, bundle) and start again.",
+        identity=False,
+    )
 
 
 @dataclass(frozen=True)

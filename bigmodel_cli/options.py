@@ -201,7 +201,7 @@ def _convert_one(key: Key, raw: Any) -> Any:
                 raise ValueError
         else:
             value = str(raw)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         name = {"int": "a whole number", "float": "a number", "bool": "true or false"}
         raise UsageError(f"{key.flag} is `{raw}`, but must be {name[key.type.__name__]}") from None
     meta = key.meta

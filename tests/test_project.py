@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ def test_a_bundle_answers_texts_objects_and_several_at_once(cli: Cli) -> None:
     both = model.batch([{"prompt": "The fox", "max_tokens": 5}, "A"], max_tokens=2)
     assert both == [said, model("A", max_tokens=2)]
     assert model.batch([]) == []
+    assert list(model.batch(iter(["A"]), max_tokens=2)) == [model("A", max_tokens=np.int64(2))]
+    assert model({"prompt": "A", "id": 7}, max_tokens=2)["id"] == 7
+    assert model("A", stop=("x",), max_tokens=2) == model("A", stop=["x"], max_tokens=2)
+    ids = np.array([65, 66])
+    assert model({"prompt": ids}, max_tokens=2) == model({"prompt": [65, 66]}, max_tokens=2)
 
 
 def test_what_is_wrong_is_an_error_with_a_hint(cli: Cli, tmp_path: Path) -> None:
@@ -82,6 +88,18 @@ def test_what_is_wrong_is_an_error_with_a_hint(cli: Cli, tmp_path: Path) -> None
         (UsageError, "--steps is `x`", lambda: project.train(run="new", steps="x")),
         (UsageError, "verify_resume", lambda: project.train(verify_resume=3)),
         (UsageError, "serve", lambda: project.deploy(serve=True)),
+        (UsageError, "port", lambda: project.deploy(port=1)),
+        (UsageError, "run's name", lambda: project.train(100)),  # type: ignore[arg-type]
+        (UsageError, "--steps", lambda: project.train(run="new", steps=np.array([1, 2]))),
+        (UsageError, "--learning-rate", lambda: project.train(run="n", learning_rate=10**400)),
+        (UsageError, "batch", lambda: model.batch("abc")),
+        (UsageError, "batch", lambda: model.batch({"prompt": "a"})),  # type: ignore[arg-type]
+        (UsageError, "batch", lambda: model.batch(None)),  # type: ignore[arg-type]
+        (UsageError, "`prompt`", lambda: model("a", prompt="b")),
+        (UsageError, "`id`", lambda: model("a", id=3)),
+        (DataError, "names are text", lambda: model({"prompt": "a", 3: 4})),  # type: ignore
+        (DataError, "logit_bias", lambda: model({"prompt": "a", "logit_bias": np.ones(2)})),
+        (DataError, "request 2", lambda: model.batch(["a", {"prompt": 3}])),
         (UsageError, "sources", lambda: project.prepare(sources=["a"])),
         (UsageError, "--task is `x`", lambda: project.prepare("corpus.jsonl", task="x")),
         (UsageError, "--precision", lambda: load(cli.work, precision="fp8")),
@@ -100,6 +118,55 @@ def test_what_is_wrong_is_an_error_with_a_hint(cli: Cli, tmp_path: Path) -> None
         assert caught.value.hint
     with pytest.raises(AttributeError, match="nothing"):
         bigmodel_cli.nothing  # noqa: B018
+
+
+def test_ctrl_c_saves_what_was_trained(cli: Cli) -> None:
+    """And the same call continues."""
+    code = (
+        "import os, signal\n"
+        "from bigmodel_cli import Project\n"
+        "import bigmodel_cli.train.engine as engine\n"
+        "inner, made = engine.Engine.step, []\n"
+        "def step(self, *rest):\n"
+        "    made.append(inner(self, *rest))\n"
+        "    if len(made) == 3: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return made[-1]\n"
+        "engine.Engine.step = step\n"
+        "options = dict(steps=6, threads=1, width=16, layers=1, heads=2)\n"
+        "project = Project('work')\n"
+        "try: project.train('cut', **options)\n"
+        "except KeyboardInterrupt: print('stopped')\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "print(project.train('cut', **options).step, len(made))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cli.cwd, capture_output=True, text=True, check=False,
+        env=environment({"PYTHONPATH": str(ROOT)}),
+    )  # fmt: skip
+    assert done.stdout.split() == ["stopped", "6", "6"], done.stderr
+
+
+def test_stages_in_threads_make_the_bytes_that_they_make_alone(cli: Cli) -> None:
+    options = {**SMALL, "batch_size": 8}
+    project = Project(cli.work)
+    names = ("first", "second")
+    threads = [threading.Thread(target=project.train, args=(n,), kwargs=options) for n in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    project.train("alone", **options)
+    alone = final_bytes(cli.work, "alone")
+    assert [final_bytes(cli.work, name) for name in names] == [alone, alone]
+
+
+def test_it_stays_where_it_was_when_the_folder_changes(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(cli.cwd)
+    project = Project("work")
+    monkeypatch.chdir(tmp_path.parent)
+    assert project.evaluate(samples=0).document["run"] == "default"
 
 
 def test_gates_are_in_the_result(cli: Cli) -> None:

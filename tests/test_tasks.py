@@ -256,6 +256,8 @@ def test_held_out_images_do_not_choose_size_and_colour(tmp_path: Path) -> None:
                 for number in range(40):
                     path = folder / split / label / f"{number}.png"
                     draw(path, *of, value + number, (number % 12, row))
+        for number in range(12):  # as large as one batch, or more, and unreadable
+            (folder / "train" / "dark" / f"00{number}.png").write_bytes(bytes(1 << 20))
         held_out = {split: str(folder / split) for split in ("val", "test")}
         prepare(folder / "work", folder / "train", **held_out)
         found.append(contents(Workdir(folder / "work").codec))

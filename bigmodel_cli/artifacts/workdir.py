@@ -240,7 +240,7 @@ class HashCache:
         self.path = folder and folder / ".hashes.json"
         self.known: dict[str, str] = {}
         self.used: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             loaded = json.loads(self.path.read_bytes()) if self.path and self.path.is_file() else {}
             items = loaded.items() if isinstance(loaded, dict) else ()
             self.known = {key: value for key, value in items if isinstance(value, str) and value}
@@ -259,5 +259,5 @@ class HashCache:
 
     def save(self) -> None:
         if self.path and self.used != self.known:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ResourceError):
                 write_atomic(self.path, json.dumps(self.used).encode())

@@ -116,7 +116,7 @@ def _data_is(known: Mapping[str, Any], place: Workdir) -> str:
     if not place.manifest.exists():
         return "its data are gone"
     if place.read_data()["fingerprint"] != known["data_fingerprint"]:
-        return "the data were prepared again"
+        return "the data have changed since"
     return ""
 
 

@@ -37,7 +37,7 @@ def columns_of(source: Source, layout: Layout) -> dict[str, str]:
     text = layout.cache.value(path, name, read)
     try:
         found = {str(key): str(kind) for key, kind in json.loads(text).items()}
-    except (ValueError, AttributeError):  # somebody wrote into the cache
+    except (ValueError, AttributeError, RecursionError):  # somebody wrote into the cache
         found = _columns(path, layout.encoding)
     if len(found) > MOST_KEYS:
         layout.say("keys", f"`{source.name}` has over {MOST_KEYS} different keys: rows after those "

@@ -62,6 +62,8 @@ def run(
         context=context,
         cache=HashCache(workdir.data),
     )  # fmt: skip
+    if config.force:
+        layout.cache.known.clear()
     if len(set(layout.header)) < len(layout.header) or "" in layout.header:
         shown = ",".join(layout.header)
         raise UsageError(f"--header is `{shown}`, but each column needs a name of its own",
@@ -196,8 +198,8 @@ def _build(
     learned = [source for source in ordered if source.split not in ("val", "test")]
     if len(learned) < len(ordered):
         for first in _read(learned, task, wanted, layout, Ledger(), Context()):
-            task.look(first)
-            break
+            if task.look(first):
+                break
     rows = _read(ordered, task, wanted, layout, ledger, context)
     units = task.units(rows, ledger, shares)
     for split, part in assign(units, shares, config.seed, ledger, held):

@@ -222,7 +222,7 @@ def _expand(
     if pattern == "-":
         with storage(spool):
             spool.parent.mkdir(parents=True, exist_ok=True)
-            if sys.stdin is None:
+            if not hasattr(sys.stdin, "buffer"):
                 raise DataError("standard input is closed", "pipe something into it")
             with spool.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)

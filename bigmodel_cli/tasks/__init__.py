@@ -231,10 +231,12 @@ class Task(ABC):
         """Which of a source's columns (name → type) to read, by the task's names for them;
         `wanted` are those that the user chose. Raises DataError."""
 
-    def look(self, rows: Rows) -> None:
+    def look(self, rows: Rows) -> bool:
         """Gets the first rows that are to be learned from, where val or test has sources of its
-        own: what `units` has to know before it begins never comes from these."""
+        own: what `units` has to know before it begins never comes from these. Gives whether they
+        were enough."""
         del rows
+        return True
 
     @abstractmethod
     def units(

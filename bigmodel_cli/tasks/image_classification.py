@@ -53,7 +53,7 @@ class ImageClassificationOptions(ClassOptions):
     )  # fmt: skip
     color: str = option(
         "auto", "Whether images are grey or coloured.", stage="prepare",
-        choices=("auto", "grey", "rgb"), shown_default="what the first training images are",
+        choices=("auto", "grey", "rgb"), shown_default="what the first images are",
     )  # fmt: skip
     patch: int | None = option(
         None, "Side of a patch in pixels.", stage="train", minimum=1,
@@ -128,12 +128,13 @@ class ImageClassification(Classification):
         self.label_column = chosen["label"]
         return chosen
 
-    def look(self, rows: Rows) -> None:
+    def look(self, rows: Rows) -> bool:
         """Chooses the size and the colour of all images by the first ones, if they are not set."""
         from bigmodel_cli.tasks.pixels import usual_form
 
         images = rows.table.column("image")
         self._form = usual_form(images, self.options.image_size, self.options.color)
+        return self._form is not None
 
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]

@@ -97,7 +97,7 @@ def _agree(
     before = {**identity(TrainConfig()), **known["options"]}  # options that came later
     differing = manifest.changes(before, options)
     if known["data_fingerprint"] != data["fingerprint"]:
-        differing.append("the data were prepared again")
+        differing.append("the data have changed since")
     if differing:
         hint = "add --restart to train it again from nothing, or --run NAME to train another"
         length = longer.remaining(before, options)

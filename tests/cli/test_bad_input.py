@@ -639,7 +639,7 @@ def test_options_that_differ_from_the_runs_are_listed(cli: Cli) -> None:
 def test_data_prepared_anew_are_not_mixed_with_the_run(cli: Cli) -> None:
     cli.prepare("--min-chars", "1")
     with unchanged(cli.work):
-        cli.fails(*TRAIN, code=2, says=["data were prepared again"], hint=["--restart"])
+        cli.fails(*TRAIN, code=2, says=["the data have changed"], hint=["--restart"])
         for command in ("evaluate", "deploy --force"):
             cli.fails(*command.split(), code=5, says=["`default`", "other data"], hint=["train"])
 

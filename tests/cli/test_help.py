@@ -127,7 +127,7 @@ def test_status_shows_each_stage_and_why_it_is_stale(work: Path, tmp_path: Path)
     prepare(copy, stories(tmp_path, 100), tokenizer="bytes")
     found = json.loads(bigmodel("status", "-w", copy, "--json").stdout)
     assert found["runs"]["default"][0]["state"] == "stale"
-    assert "prepared again" in found["runs"]["default"][0]["detail"]
+    assert "data have changed" in found["runs"]["default"][0]["detail"]
     stories(tmp_path, 90)
     found = json.loads(bigmodel("status", "-w", copy, "--json").stdout)
     assert found["data"]["state"] == "stale"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,8 +190,29 @@ def test_what_was_found_is_kept_beside_the_hashes(
         assert columns_of(source, Layout(cache=HashCache(tmp_path))) == expected
     cache = tmp_path / ".hashes.json"
     kept = cache.read_text()
-    for odd in (kept[:40], "[]", kept.replace('{\\"', '[\\"'), kept.replace(": ", ": 1")):
+    deep = json.dumps(dict.fromkeys(json.loads(kept), "[" * 100_000))
+    for odd in (
+        kept[:40],
+        "[]",
+        deep,
+        '{"a":' * 100_000,
+        kept.replace('{\\"', '[\\"'),
+        kept.replace(": ", ": 1"),
+    ):
         cache.write_text(odd)
         assert columns_of(source, Layout(cache=HashCache(tmp_path))) == expected
     path.write_text('{"other": "a"}\n')
     assert columns_of(source, Layout(cache=HashCache(tmp_path))) == {"other": "string"}
+
+
+def test_force_reads_the_keys_again(empty: Cli) -> None:
+    """Also where neither size nor time of a file say that it changed."""
+    path = empty.cwd / "a.jsonl"
+    rows = [{"text": f"the fox number {number}"} for number in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stat = path.stat()
+    empty.works("prepare", "a.jsonl", *ALL_TRAIN)
+    path.write_text(path.read_text().replace('"text"', '"body"'))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    empty.works("prepare", "a.jsonl", *ALL_TRAIN, "--force")
+    assert empty.manifest()["ledger"]["kept"]["rows"] == 40

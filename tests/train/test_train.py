@@ -292,7 +292,7 @@ def test_other_options_are_listed_and_refused(work: Path) -> None:
 def test_new_data_are_noticed(work: Path, tmp_path: Path) -> None:
     train(work)
     prepare(work, stories(tmp_path, 150), vocab_size=400)
-    with pytest.raises(UsageError, match="prepared again"):
+    with pytest.raises(UsageError, match="data have changed"):
         train(work)
 
 
