@@ -318,6 +318,7 @@ def test_show_config_names_each_origin_and_runs_nothing(tmp_path: Path) -> None:
     assert document["vocab_size"] == {"value": None, "origin": "default"}
 
 
+@pytest.mark.slow
 def test_a_wrong_flag_is_exit_2_with_a_hint(tmp_path: Path) -> None:
     done = run(tmp_path, "prepare", "a.txt", "--set", "vocab_sice=300")
     assert (done.returncode, done.stdout) == (2, "")

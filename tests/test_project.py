@@ -120,6 +120,7 @@ def test_what_is_wrong_is_an_error_with_a_hint(cli: Cli, tmp_path: Path) -> None
         bigmodel_cli.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_what_was_trained(cli: Cli) -> None:
     """And the same call continues."""
     code = (
@@ -146,6 +147,7 @@ def test_ctrl_c_saves_what_was_trained(cli: Cli) -> None:
     assert done.stdout.split() == ["stopped", "6", "6"], done.stderr
 
 
+@pytest.mark.slow
 def test_stages_in_threads_make_the_bytes_that_they_make_alone(cli: Cli) -> None:
     options = {**SMALL, "batch_size": 8}
     project = Project(cli.work)
@@ -201,6 +203,7 @@ def test_unknown_names_in_a_request_are_said(cli: Cli, caplog: pytest.LogCapture
     assert "`colour`" in caplog.text
 
 
+@pytest.mark.slow
 def test_importing_it_is_quick() -> None:
     code = (
         "import sys, bigmodel_cli\n"

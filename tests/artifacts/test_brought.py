@@ -226,6 +226,7 @@ def test_every_task_says_what_a_tokenizer_loses(empty: Cli, task: str) -> None:
                   hint=["--tokenizer bpe"])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ROWS)
 def test_a_tokenizer_without_an_unknown_token_is_refused(empty: Cli, task: str) -> None:
     corpus(empty, task, [f"the ship number {i} sails over hill {i * i}." for i in range(80)])

@@ -219,6 +219,7 @@ UNUSABLE: dict[str, tuple[dict[str, bytes | None], str, list[str], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_unusable_sources_are_named_and_leave_the_old_data(cli: Cli, case: str) -> None:
     files, arguments, words, hint = UNUSABLE[case]
@@ -348,6 +349,7 @@ def test_what_is_lost_is_counted_and_the_rest_goes_on(empty: Cli, case: str) -> 
     assert len(documents(empty)) == len(DOCUMENTS) + kept
 
 
+@pytest.mark.slow
 def test_cells_with_newlines_quotes_and_commas_are_kept_as_they_are(empty: Cli) -> None:
     texts = ['She said "so", and left.', "Two lines,\nor\r\nthree,", "  spaces around, kept  "]
     cells = "".join('"' + text.replace('"', '""') + '",1\n' for text in texts)
@@ -413,6 +415,7 @@ def test_a_missing_file_with_a_name_that_is_not_utf_8_is_one_json_document(cli: 
     assert "caf" in failure(result, 4)["message"]
 
 
+@pytest.mark.slow
 def test_the_work_directory_is_no_source_of_its_own(empty: Cli) -> None:
     command = ("prepare", ".", *ALL_TRAIN)
     empty.works(*command)
@@ -636,6 +639,7 @@ def test_options_that_differ_from_the_runs_are_listed(cli: Cli) -> None:
     assert "up to date" in cli.train().out
 
 
+@pytest.mark.slow
 def test_data_prepared_anew_are_not_mixed_with_the_run(cli: Cli) -> None:
     cli.prepare("--min-chars", "1")
     with unchanged(cli.work):
@@ -644,6 +648,7 @@ def test_data_prepared_anew_are_not_mixed_with_the_run(cli: Cli) -> None:
             cli.fails(*command.split(), code=5, says=["`default`", "other data"], hint=["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "steps"), [("1e30", "3"), ("1e38", "1"), ("1e38", "2")])
 def test_a_step_too_large_is_divergence_even_at_the_last_update(
     cli: Cli, rate: str, steps: str
@@ -680,6 +685,7 @@ def test_a_model_larger_than_memory_leaves_the_way_free_for_a_smaller_one(cli: C
 # Order -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "hint"),
     [
@@ -783,6 +789,7 @@ def damage(cli: Cli, pattern: str, how: Callable[[bytes], bytes | None]) -> Path
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "flipped"])
 @pytest.mark.parametrize(("victim", "command"), VICTIMS, ids=[f"{v}, {c}" for v, c in VICTIMS])
 def test_damage_is_named_and_never_worked_with(
@@ -841,6 +848,7 @@ def unfinish(cli: Cli) -> None:
     edit(cli.cwd / LAST / "state.json", finished=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_training_falls_back_aloud_to_the_checkpoint_before(cli: Cli, name: str, kind: str) -> None:
@@ -879,6 +887,7 @@ def test_a_damaged_record_of_the_best_checkpoint_is_mended_or_named(cli: Cli, ki
         assert "best.json" in result.error()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "flipped", "emptied"])
 def test_a_damaged_manifest_is_rebuilt_aloud(cli: Cli, kind: str) -> None:
     before = cli.manifest()
@@ -891,6 +900,7 @@ def test_a_damaged_manifest_is_rebuilt_aloud(cli: Cli, kind: str) -> None:
     assert "up to date" in cli.train().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "gone"])
 @pytest.mark.parametrize("name", ["train-*.safetensors", "codec/tokenizer.json", "codec/task.json"])
 def test_damaged_data_are_built_again(cli: Cli, name: str, kind: str) -> None:
@@ -1178,6 +1188,7 @@ def test_a_work_directory_that_is_none_is_named(empty: Cli, command: str, folder
     assert folder in result.error()[0], str(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "command"),
     [("work/data", " ".join(PREPARE)), ("work/data/codec", " ".join(PREPARE)),
@@ -1196,6 +1207,7 @@ def test_a_file_in_place_of_a_folder_is_named(empty: Cli, path: str, command: st
         assert path.rpartition("/")[0] in result.error()[0], str(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "command"),
     [("work/data/manifest.json", " ".join(PREPARE)), (f"{RUN}/log.jsonl", NEW.replace("new", "b")),
@@ -1347,6 +1359,7 @@ def test_bad_lines_are_answered_in_their_place(cli: Cli) -> None:
     assert not wrong, listed(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -1457,6 +1470,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "code"), FAILURES)
 def test_with_json_a_failure_is_one_document(cli: Cli, command: str, code: int) -> None:
     failure(cli(*command.split(), "--json"), code)
@@ -1465,6 +1479,7 @@ def test_with_json_a_failure_is_one_document(cli: Cli, command: str, code: int) 
         failure(cli(name, "--json", *rest.split()), code)
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_begins_with_no_document_of_success(cli: Cli) -> None:
     failure(cli("deploy", "--serve", "--host", "0.0.0.0", "--json"), 2)
 
@@ -1514,6 +1529,7 @@ def test_no_color_is_honoured_on_a_terminal(empty: Cli) -> None:
     assert not COLOUR.search(text)
 
 
+@pytest.mark.slow
 def test_requests_are_not_awaited_from_a_terminal(cli: Cli) -> None:
     code, text = on_terminal(cli, "predict", env={"NO_COLOR": "1"})
     assert code == 2
@@ -1614,6 +1630,7 @@ def test_a_terminal_that_knows_only_ascii_is_no_bug(cli: Cli, command: str) -> N
     assert result.code in ((2,) if command == "train" else (0,)), str(result)
 
 
+@pytest.mark.slow
 def test_a_summary_file_that_cannot_be_written_is_named(cli: Cli) -> None:
     for place in ("nowhere/summary.md", "work", "corpus.jsonl/x"):
         result = cli("evaluate", env={"GITHUB_STEP_SUMMARY": place})

@@ -161,6 +161,7 @@ BUNDLES: dict[str, Callable[[Cli], None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_hostile_bundle_is_refused(cli: Cli, name: str) -> None:
     BUNDLES[name](cli)

@@ -35,6 +35,7 @@ def test_quiet_still_gives_the_document_and_the_answers(cli: Cli) -> None:
     assert cli.works("predict", "-q", "The", "--max-tokens", "3").out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", "prepare", "train", "evaluate", "deploy", "predict"])
 def test_h_is_help(empty: Cli, command: str) -> None:
     short, long = (empty.works(*filter(None, [command]), flag).out for flag in ("-h", "--help"))

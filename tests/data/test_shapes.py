@@ -61,6 +61,7 @@ def test_chances_are_those_of_enumeration() -> None:
         assert chance == pytest.approx(likely[name] / total, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_chances_are_calibrated_and_best() -> None:
     """Among images whose best answer has a chance of about p, it is right for p of them."""
     rng = random.Random(5)

@@ -33,6 +33,7 @@ def test_the_same_seed_draws_the_same_pairs(tmp_path: Path) -> None:
     assert a == b != drawn(other, 50, "--seed", "1").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_source_has_one_target(tmp_path: Path) -> None:
     known: dict[str, str] = {}
     for row in rows(drawn(tmp_path, 20_000)):

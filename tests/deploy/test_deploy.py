@@ -139,6 +139,7 @@ def test_the_card_says_whether_the_model_was_evaluated(work: Path) -> None:
     assert deploy(work).fresh
 
 
+@pytest.mark.slow
 def test_without_transformers_the_proof_is_said_not_to_have_run(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def test_without_transformers_the_proof_is_said_not_to_have_run(
     assert done.receipt["bigmodel"]["proof"] == "passed"
 
 
+@pytest.mark.slow
 def test_a_bundle_that_answers_otherwise_is_not_written(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +262,7 @@ def test_a_bound_is_said_to_the_last_digit() -> None:
             number_field({name: -1}, name, 0, 0, high, whole=True)
 
 
+@pytest.mark.slow
 def test_temperature_zero_is_greedy_and_a_seed_repeats(folder: Path) -> None:
     predictor = Predictor(folder, "cpu")
 

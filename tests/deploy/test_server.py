@@ -253,6 +253,7 @@ def test_defaults_are_openais(http: httpx.Client) -> None:
     assert len(cold) == 1
 
 
+@pytest.mark.slow
 def test_stop_texts(http: httpx.Client) -> None:
     greedy: dict[str, Any] = {"prompt": "Zü", "max_tokens": 60, "temperature": 0}
     text = complete(http, **greedy)["choices"][0]["text"]
@@ -264,6 +265,7 @@ def test_stop_texts(http: httpx.Client) -> None:
     assert complete(http, **greedy, stop=[])["choices"][0]["text"] == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 1, 1.7])
 @pytest.mark.parametrize("echo", [False, True])
 def test_a_stream_is_the_whole_in_parts(http: httpx.Client, temperature: float, echo: bool) -> None:
@@ -312,6 +314,7 @@ def test_streams_through_the_strict_client(url: str, strict: openai.OpenAI) -> N
     assert text == answer.choices[0].text
 
 
+@pytest.mark.slow
 def test_choices(http: httpx.Client, predictor: Predictor) -> None:
     hot = {"max_tokens": 20, "temperature": 1.7, "seed": 11}
     answer = complete(http, prompt=["Zü", "日本"], n=8, **hot)
@@ -447,6 +450,7 @@ def greedy(predictor: Predictor, ids: list[int], count: int) -> list[int]:
     return tokens[len(ids) :]
 
 
+@pytest.mark.slow
 def test_ids_are_read_exactly(http: httpx.Client, predictor: Predictor) -> None:
     """Decoded and encoded again they would be others: half a character, specials."""
     codec: Any = predictor.task.tokenizer  # type: ignore[attr-defined]

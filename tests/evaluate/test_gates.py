@@ -373,6 +373,7 @@ def test_a_model_that_loses_is_trained_longer_by_the_command_that_is_named(cli: 
     cli.works("evaluate", "--run", advice[2])
 
 
+@pytest.mark.slow
 def test_a_training_run_that_restarts_takes_the_statistics_with_it(cli: Cli) -> None:
     assert (cli.cwd / RUN / "evaluation.safetensors").exists()
     cli.train("--restart")

@@ -303,6 +303,7 @@ def test_other_samples_are_not_compared(cli: Cli) -> None:
     cli.fails("evaluate", *rule, code=2, says=["sample: 5 of "])
 
 
+@pytest.mark.slow
 def test_every_phase_shows_progress(trained: Path) -> None:
     seen: dict[str, list[Progress]] = {}
     context = Context(

@@ -238,6 +238,7 @@ def test_a_file_without_rows_is_counted(tmp_path: Path, data: bytes) -> None:
 # The command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_prepare_says_what_separates_the_columns_and_counts_every_line(empty: Cli) -> None:
     lines = [f"第{i}句, 很好;{'好' if i % 2 else '坏'}\n" for i in range(60)]
     lines[30] = '"没有结束;好\n'
@@ -278,6 +279,7 @@ def test_a_line_that_is_too_long_is_refused(
         list(rows)
 
 
+@pytest.mark.slow
 def test_lists_in_quotes_stay_in_their_field(empty: Cli) -> None:
     """Although each of their lines looks like a row."""
     rows = "".join(
@@ -291,6 +293,7 @@ def test_lists_in_quotes_stay_in_their_field(empty: Cli) -> None:
     assert (ledger["in"]["rows"], ledger["kept"]["rows"]) == (60, 60)
 
 
+@pytest.mark.slow
 def test_excel_says_what_separates_columns(empty: Cli) -> None:
     rows = "".join(f"好 film, {i};{'ab'[i % 2]}\r\n" for i in range(40))
     (empty.cwd / "a.csv").write_text("\ufeffsep=;\r\ntext;label\r\n" + rows, "utf-8")

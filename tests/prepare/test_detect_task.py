@@ -153,6 +153,7 @@ def test_other_lists_must_be_chosen(empty: Cli) -> None:
     empty.fails("prepare", "a.json", code=4, says=["`users`, `items`"], hint=[".users[]", "a.json"])
 
 
+@pytest.mark.slow
 def test_an_object_is_a_row_where_a_task_knows_its_columns(empty: Cli) -> None:
     """A list inside of a dialogue is no list of rows."""
     for number in range(5):
@@ -279,6 +280,7 @@ def test_images_with_files_beside(empty: Cli) -> None:
     assert empty.manifest()["ledger"]["in"]["rows"] == 24
 
 
+@pytest.mark.slow
 def test_a_few_images_among_texts_are_skipped(empty: Cli) -> None:
     images(empty.cwd / "in" / "img")
     pages = {f"in/page{i}.md": f"Page {i} of the manual says more." for i in range(14)}
@@ -352,6 +354,7 @@ def test_columns_of_two_languages_are_a_translation(empty: Cli, end: str, nested
         assert pairs(empty) == {(row["zh"], row["en"]) for row in PAIRS}
 
 
+@pytest.mark.slow
 def test_rows_without_one_of_a_pair_are_counted(empty: Cli) -> None:
     odd = [{"translation": {"en": "Only one side of it."}}, {"translation": None}, {"id": "x"},
            {"translation": {"zh": "只有一边。", "en": None}}]  # fmt: skip
@@ -450,6 +453,7 @@ def test_text_files_in_folders_that_give_their_label(empty: Cli) -> None:
     assert empty.manifest()["splits"]["train"]["units"] == 10
 
 
+@pytest.mark.slow
 def test_splits_and_classes_of_images_in_folders_names(empty: Cli) -> None:
     for part, count in (("train", 8), ("test", 4)):
         for label in ("cat", "dog"):
@@ -500,6 +504,7 @@ def test_columns_of_dialogues_may_have_capitals(empty: Cli) -> None:
 # Aligned files ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_other_side_is_not_read_where_it_is_excluded(empty: Cli) -> None:
     aligned(empty.cwd / "mt")
     said = prepared(empty, "mt", "--exclude", "*val.zh.gz", "--val", "0", "--test", "0")
@@ -520,6 +525,7 @@ def test_what_lies_beside_aligned_files_is_skipped(empty: Cli) -> None:
         assert empty.manifest()["splits"]["train"]["units"] == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("traindata.csv", "testset.csv"), ("訓練集.csv", "測試集.csv"),
                                    ("train.csv", "开发集.csv")])  # fmt: skip
 def test_more_names_of_splits(empty: Cli, names: tuple[str, str]) -> None:
@@ -530,6 +536,7 @@ def test_more_names_of_splits(empty: Cli, names: tuple[str, str]) -> None:
     assert empty.manifest()["splits"]["train"]["units"] == 30
 
 
+@pytest.mark.slow
 def test_columns_that_are_not_read_are_named(empty: Cli) -> None:
     rows = [{**row, "split": "train", "context": "…"} for row in LABELLED]
     (empty.cwd / "a.jsonl").write_text(lines(rows), "utf-8")
@@ -545,12 +552,14 @@ def test_a_label_late_in_a_list(empty: Cli) -> None:
         assert empty.manifest()["task"] == "text-classification"
 
 
+@pytest.mark.slow
 def test_codes_are_no_texts_whatever_their_column_is_called(empty: Cli) -> None:
     rows = "".join(f"A-10{i},a thing {i},b{i % 2}\n" for i in range(30))
     (empty.cwd / "a.csv").write_text("code,description,category\n" + rows)
     empty.fails("prepare", "a.csv", code=4, says=("`A-100`",), hint=("description",))
 
 
+@pytest.mark.slow
 def test_folders_of_images_that_are_only_splits(empty: Cli) -> None:
     for part in ("train", "test1"):
         for i in range(6):
@@ -570,6 +579,7 @@ def aligned(folder: Path) -> None:
     write(folder, {"README.md": "Sentences of cats."})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "counts", "direction"),
     [
@@ -596,6 +606,7 @@ def test_aligned_files_with_files_to_hold_out(
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["a.{}.txt", "{}.txt", "my_{}.txt", "deep.{}_CN.txt.gz"])
 def test_a_language_may_be_a_word_of_the_name(empty: Cli, names: str) -> None:
     for end in ("en", "zh"):
@@ -608,6 +619,7 @@ def test_a_language_may_be_a_word_of_the_name(empty: Cli, names: str) -> None:
     assert pairs(empty) == {(row["en"], row["zh"]) for row in PAIRS}
 
 
+@pytest.mark.slow
 def test_notes_in_two_languages_among_others_are_texts(empty: Cli) -> None:
     write(empty.cwd, {"in/a.en": "A note of words in it.", "in/a.de": "Eine Notiz von Wörtern.",
                       "in/b.txt": "Another note of words in it."})  # fmt: skip
@@ -643,6 +655,7 @@ def test_linked_folders_are_read_and_circles_end(empty: Cli) -> None:
         assert labelled(empty) == WANTED
 
 
+@pytest.mark.slow
 def test_linked_folders_of_classes_have_their_own_names(empty: Cli) -> None:
     images(empty.cwd / "store")
     (empty.cwd / "in").mkdir()

@@ -111,6 +111,7 @@ def json_list(path: Path, rows: list[Any]) -> None:
     path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
 
 
+@pytest.mark.slow
 def test_a_key_of_a_later_file_counts(empty: Cli) -> None:
     rows = [{"prompt": f"问题{i}是什么", "response": f"回答{i}"} for i in range(40)]
     jsonl(empty.cwd / "a.jsonl", rows)
@@ -121,6 +122,7 @@ def test_a_key_of_a_later_file_counts(empty: Cli) -> None:
     assert empty.manifest()["splits"]["train"]["units"] == 80
 
 
+@pytest.mark.slow
 def test_the_task_is_found_by_a_key_that_comes_late(empty: Cli) -> None:
     rows: list[dict[str, Any]] = [{"text": f"第{i}句话很长很长"} for i in range(150)]
     rows += [{"text": f"第{i}句话很长很长", "label": i % 2} for i in range(150, 300)]
@@ -132,6 +134,7 @@ def test_the_task_is_found_by_a_key_that_comes_late(empty: Cli) -> None:
 NUMBERS = [1, 0, -7, 2**53 + 1, 12345678901234567890, 1.5, 1.0, "1.0", True]
 
 
+@pytest.mark.slow
 def test_numbers_stay_as_they_were_written(empty: Cli) -> None:
     """As classes of texts: 1 is no 1.0, and large ids are not rounded."""
     rows = [{"text": f"text {i} of number {n}", "label": n}
@@ -150,6 +153,7 @@ def test_numbers_inside_of_dialogues_stay_whole() -> None:
     assert _as_text(json.loads("9" * 5000, parse_int=whole), "value") == "9" * 5000
 
 
+@pytest.mark.slow
 def test_a_key_counts_beside_one_of_that_name_inside_of_an_object(tmp_path: Path) -> None:
     rows: list[Any] = [{"text": "a", "meta": {"label": "x", "n": 1}}] * 20_000
     path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": "b", "label": "y"}])

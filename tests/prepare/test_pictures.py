@@ -145,6 +145,7 @@ def test_every_format_gives_the_same(write: Writer, tmp_path: Path) -> None:
     assert prepare(tmp_path / "work", source, val="0.2", test="0.2").fresh
 
 
+@pytest.mark.slow
 def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their images are structs, and their classes numbers with names."""
     import datasets
@@ -171,6 +172,7 @@ def test_colour(write: Writer, tmp_path: Path) -> None:
     assert prepared(tmp_path / "work") == wanted
 
 
+@pytest.mark.slow
 def test_small_parts_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read a few rows at a time is what is read at once; places stay right."""
     from bigmodel_cli.tasks import image_classification

@@ -716,6 +716,7 @@ def test_times_and_places_do_not_matter(tmp_path: Path, monkeypatch: pytest.Monk
     assert prepare(Path("../work"), ".").fresh
 
 
+@pytest.mark.slow
 def test_a_damaged_build_is_built_again(tmp_path: Path) -> None:
     data, work = corpus(tmp_path / "data", 100), tmp_path / "work"
     made = prepare(work, data)
@@ -1096,6 +1097,7 @@ def test_killed_in_the_middle_of_a_longer_build(tmp_path: Path) -> None:
 # Two encoders ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "chars"])
 def test_the_fast_encoder_gives_the_same_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

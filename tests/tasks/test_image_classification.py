@@ -182,6 +182,7 @@ def test_resuming_is_exact(family: str, fresh: Path) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", AUGMENTED)
 def test_augmentation_changes_what_is_learned(changed: str, fresh: Path) -> None:
     train(fresh, "plain", steps=2, shift=0)
@@ -262,6 +263,7 @@ def picture(folder: Path) -> tuple[Path, str]:
     return path, "data:image/png;base64," + base64.b64encode(drawn).decode()
 
 
+@pytest.mark.slow
 def test_the_whole_chain(deployed: Path, tmp_path: Path, forker: Forker) -> None:
     path, uri = picture(tmp_path)
     cli = Cli(tmp_path, forker)

@@ -37,6 +37,7 @@ def test_a_class_that_only_held_out_rows_have_is_named_and_scored_as_0(empty: Cl
     assert shown
 
 
+@pytest.mark.slow
 def test_classes_that_only_one_row_each_has_are_refused_for_that_reason(empty: Cli) -> None:
     rows = [{"words": f"text {i}", "name": f"label {i}"} for i in range(200)]
     (empty.cwd / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -47,12 +48,14 @@ def test_classes_that_only_one_row_each_has_are_refused_for_that_reason(empty: C
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_class_that_is_left_after_cleaning_is_said_to_be(empty: Cli) -> None:
     write(empty.cwd, [*kinds(40, "a"), *[("", "b")] * 7])
     empty.refuses(*PREPARE, code=4, says=["only one label in the column `label`: 40 rows with `a`",
                                           "7 empty"], hint=["--column label=NAME"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_class_in_training_is_refused(empty: Cli) -> None:
     write(empty.cwd, kinds(40, "a"))
     write(empty.cwd, kinds(40, "bc"), "t.jsonl")
@@ -84,6 +87,7 @@ def test_labels_that_are_nearly_alike_are_a_warning(empty: Cli) -> None:
     assert "9 classes, 1 of them with a single row, which is not held out" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [True, False])
 def test_image_classes_are_judged_alike(empty: Cli, plain: bool) -> None:
     for split, names in (("train", ["猫", "狗"]), ("test", ["猫", "狗", "鸟"])):

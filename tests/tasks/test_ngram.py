@@ -245,6 +245,7 @@ def test_unigram_is_add_one() -> None:
     np.testing.assert_array_equal(model.most_likely(np.array([0, 0, 3])), [1, 1])
 
 
+@pytest.mark.slow
 def test_approaches_the_entropy_of_a_markov_chain() -> None:
     rng = np.random.default_rng(5)
     vocabulary, chains, length = 6, 1200, 300

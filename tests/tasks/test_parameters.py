@@ -63,6 +63,7 @@ def test_a_misspelled_name_is_refused_with_the_one_that_was_meant(wrong: str, ri
     assert f"did you mean `{right}`?" in said
 
 
+@pytest.mark.slow
 def test_two_edits_of_any_long_name_are_refused() -> None:
     draw = random.Random(0)
     longer = [name for name in (*UNSUPPORTED, *ALIASES) if len(name) >= SHORTEST_OTHER]

@@ -360,6 +360,7 @@ def test_who_is_not_known_gets_what_is_popular(predictor: Predictor, history: An
     assert task.counts == sorted(task.counts, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("document", "says"), [
     ({}, "must be a list of items, but is `null`"), ({"history": 5}, "`5`"),
     ({"history": {"a": 1}}, "must be a list"), ({"history": [["a"]]}, "must be a list"),
@@ -438,6 +439,7 @@ BAD: dict[str, tuple[bytes, list[str], int, list[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_bad_csv_is_refused(empty: Cli, name: str) -> None:
     content, options, code, says = BAD[name]
@@ -445,6 +447,7 @@ def test_bad_csv_is_refused(empty: Cli, name: str) -> None:
     empty.fails("prepare", "rows.csv", *options, code=code, says=says)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("rows.jsonl", b'{"user": "a", "item": ["x"]}\n{"user": "a"}\n[]\n', ["malformed", "no_item"]),
     ("rows.tsv", b"user\titem\na\n\tx\n", ["malformed", "no_user"]),
@@ -460,6 +463,7 @@ def test_bad_rows_of_other_formats_are_counted(
     empty.fails("prepare", name, "--task", "recommendation", "--min-count", "1", code=4, says=says)
 
 
+@pytest.mark.slow
 def test_lines_of_other_files_that_are_cut_short_are_counted(empty: Cli) -> None:
     (empty.cwd / "ratings.dat").write_bytes(b"a::x::5::1\na::y\na::y::5::2\na::z::5::\xff\n")
     empty.works("prepare", "ratings.dat", "--header", "user,item,rating,timestamp", "--delimiter",

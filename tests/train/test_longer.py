@@ -104,6 +104,7 @@ def test_a_run_that_diverges_says_what_is_left_and_what_works(cli: Cli, every: s
     cli.works(*command, "--restart", "--learning-rate", "0.006", **LONG)
 
 
+@pytest.mark.slow
 def test_a_run_from_itself_is_refused_with_a_name_that_is_free(cli: Cli) -> None:
     command = ("train", "--from", "default", "--context", "32", "--steps", "1")
     done = cli.fails(*command, code=2, says=("from itself",), hint=("--run longer",))

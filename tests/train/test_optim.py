@@ -34,6 +34,7 @@ def far(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True])
 def test_an_update_is_torchs(together: bool) -> None:
     assert far(updated(together), updated(None)) < 5e-4  # of bfloat16

@@ -89,6 +89,7 @@ def test_a_stopped_run_resumes_to_the_very_same_bytes(
         assert losses == whole
 
 
+@pytest.mark.slow
 def test_a_run_from_before_an_option_came_resumes(work: Path) -> None:
     train(work, "old", steps=2)
     path = Workdir(work).run("old").config
@@ -246,6 +247,7 @@ def test_a_finished_run_is_up_to_date(work: Path) -> None:
     assert final_bytes(work) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_so(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(InterruptError):
         train(work, "default", stop_at(patch, 3, signal.SIGINT))
@@ -324,6 +326,7 @@ def test_no_whole_checkpoint_is_an_error(work: Path) -> None:
         train(work)
 
 
+@pytest.mark.slow
 def test_divergence_leaves_the_last_checkpoint(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Engine.step
 
