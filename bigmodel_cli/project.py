@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.artifacts.manifest import storage
 from bigmodel_cli.artifacts.workdir import Workdir
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks import Request
     from bigmodel_cli.train.loop import Trained
 
-T = TypeVar("T")
 LOGGER = logging.getLogger("bigmodel")
 ONE_AT_A_TIME = threading.RLock()  # a stage seeds and sets up torch for the whole process
 
@@ -130,8 +129,8 @@ class Project:
                     raise short from error
                 raise
             finally:
-                if main:
-                    signal.signal(signal.SIGINT, before)
+                if main:  # None: a handler that is not Python's
+                    signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 class Model:
