@@ -990,21 +990,21 @@ def test_json_with_a_key_gone_or_of_another_type_is_never_a_bug(
     wrong = []
     places = [(key,) for key in whole if key != "schema"]
     places += [(k, inner) for k in whole if isinstance(whole[k], dict) for inner in whole[k]]
-    for number, place in enumerate(places):
-        for value in ("delete", ("x", -1, None, [])[number % 4]):
-            document = json.loads(json.dumps(whole))
-            owner = document if len(place) == 1 else document[place[0]]
-            if value == "delete":
-                del owner[place[-1]]
-            else:
-                owner[place[-1]] = value
-            manifest.write_json(path, document)
-            result = cli(*command.split())
-            if result.code not in (0, 2, 5):
-                wrong.append((*place, value, result.code, result.err.splitlines()[-2:]))
-            shutil.rmtree(cli.work / "runs" / "new", ignore_errors=True)
-            if result.code == 0 and command.startswith("prepare"):
-                cli.works(*PREPARE, "--force")
+    for number, place in enumerate(places, len(command)):  # other values for each command
+        value = ("delete", "x", -1, None, [])[number % 5]
+        document = json.loads(json.dumps(whole))
+        owner = document if len(place) == 1 else document[place[0]]
+        if value == "delete":
+            del owner[place[-1]]
+        else:
+            owner[place[-1]] = value
+        manifest.write_json(path, document)
+        result = cli(*command.split())
+        if result.code not in (0, 2, 5):
+            wrong.append((*place, value, result.code, result.err.splitlines()[-2:]))
+        shutil.rmtree(cli.work / "runs" / "new", ignore_errors=True)
+        if result.code == 0 and command.startswith("prepare"):
+            cli.works(*PREPARE, "--force")
         path.write_bytes(before)
     assert not wrong, listed(wrong)
 
