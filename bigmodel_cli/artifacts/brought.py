@@ -164,6 +164,10 @@ def loss(tokenizer: Tokenizer, texts: Iterable[str]) -> Loss | None:
     texts = list(texts)
     counts["texts"] = len(texts)
     ids, numbers = tokenizer.encode_batch(texts)
+    if tokenizer.byte_level:  # mostly all comes back, which is quick to see of all texts at once
+        table = tokenizer.token_bytes
+        if b"".join([table[i] for i in ids.tolist()]) == "".join(texts).encode():
+            return None
     parts = np.split(ids, np.cumsum(numbers)[:-1])
     for text, part in zip(texts, parts):
         size += len(text.encode())

@@ -117,6 +117,9 @@ class TextTask(Task):
             unused = {brought.UNUSED.format(token) for token in self.tokenizer.specials}
             if holes := len(unused & {*self.tokenizer.specials.values()}):
                 what += f", {holes:,} of them for ids that it does not use"
+        if size > HASTE_BYTES:
+            self._slow = self.tokenizer.hasten(list(texts(PROOF_BYTES)))
+        if kind not in NEW:
             self._loss = brought.loss(self.tokenizer, texts(LOSS_BYTES))
             if self._loss and self._loss.lost > MOST_LOST:
                 raise UsageError(
@@ -124,8 +127,6 @@ class TextTask(Task):
                     f"{self._loss}",
                     "bring one that was made for such text, or make one: --tokenizer bpe",
                 )
-        if size > HASTE_BYTES:
-            self._slow = self.tokenizer.hasten(list(texts(PROOF_BYTES)))
         return what
 
     def cut(
