@@ -105,6 +105,19 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         worker.end()
 
 
+@contextlib.contextmanager
+def beside(call: Callable[[], object]) -> Iterator[None]:
+    """Has a call made by a thread meanwhile; waits for it at the end, and raises what it raised. A
+    signal is answered while it is waited for, whatever the call does."""
+    worker = Worker[object]()
+    try:
+        worker.start(call)
+        yield
+        worker.result()
+    finally:
+        worker.end()
+
+
 def can_start(count: int) -> bool:
     """Whether the system has so many threads to give, and as many more. Libraries that start
     their own end the program (OpenMP) or interrupt it (OpenBLAS) where it has not."""

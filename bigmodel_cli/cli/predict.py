@@ -33,7 +33,6 @@ other engines know, make it a bad line. A prompt may be a list of token ids, too
 
 A masked model fills in each <|mask|> of its prompt. For other tasks the prompt is what the user
 says, the source, the text, the path of an image, or items with commas between them."""
-FIELDS = {name for task in TABLE for name in task_class(task).fields}
 BLOCK = 1 << 16
 SHOWN_NAMES = 10
 
@@ -63,8 +62,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         predictor.task.opens_files = True  # whoever asks here may read them anyway
         values = {n: list(v) if isinstance(v, tuple) else v for n, v in resolved.values.items()}
         defaults = {name: values[name] for name in predictor.task.fields if name in values}
+        fields = {name for task in TABLE for name in task_class(task).fields}
         for name in resolved.said(keys(PredictConfig)):
-            if name in FIELDS and name not in predictor.task.fields:
+            if name in fields and name not in predictor.task.fields:
                 raise UsageError(f"--{name.replace('_', '-')} means nothing to the task "
                                  f"`{predictor.task.name}`", "leave it out")  # fmt: skip
         if asked:

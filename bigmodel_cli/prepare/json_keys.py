@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from bigmodel_cli.prepare.sources import Layout, Source
 from bigmodel_cli.prepare.texts import check_length, opened
+from bigmodel_cli.worker import beside
 
 VERSION = 1  # counts up whenever the same file gives other columns than before
 MOST_KEYS = 256  # different ones in a file: rows with more are looked at no further
@@ -31,10 +33,10 @@ def columns_of(source: Source, layout: Layout) -> dict[str, str]:
     assert path is not None
 
     def read() -> str:
-        return json.dumps(_columns(path, layout.encoding))
+        with beside(partial(_hash, layout, path)):  # which has to read all of it as well
+            return json.dumps(_columns(path, layout.encoding))
 
-    name = f"keys {VERSION} {layout.encoding}"
-    text = layout.cache.value(path, name, read)
+    text = layout.cache.value(path, f"keys {VERSION} {layout.encoding}", read)
     try:
         found = {str(key): str(kind) for key, kind in json.loads(text).items()}
     except (ValueError, AttributeError, RecursionError):  # somebody wrote into the cache
@@ -43,6 +45,11 @@ def columns_of(source: Source, layout: Layout) -> dict[str, str]:
         layout.say("keys", f"`{source.name}` has over {MOST_KEYS} different keys: rows after those "
                    "that have them are not searched for more")  # fmt: skip
     return found
+
+
+def _hash(layout: Layout, path: Path) -> None:
+    with contextlib.suppress(OSError):  # a file that is gone is noticed where it is needed
+        layout.cache.sha256(path)
 
 
 def _columns(path: Path, encoding: str) -> dict[str, str]:
@@ -101,7 +108,8 @@ def types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def _has_other(codes: NDArray[np.uint8], found: Mapping[str, str]) -> bool:
     """Whether lines (n,) may hold another key than those that were found, or a first value of one
     of these. A key of an object inside of a row counts if it has a text."""
-    colons_K = np.flatnonzero(codes == ord(":"))
+    likely = codes[:-1] <= ord('"')  # a quote, or a space after it; most colons come after others
+    colons_K = 1 + np.flatnonzero(likely & (codes[1:] == ord(":")))
     ends_K = _skipped(codes, colons_K - 1, -1)
     quoted = codes[ends_K] == ord('"')
     colons_K, ends_K = colons_K[quoted], ends_K[quoted]

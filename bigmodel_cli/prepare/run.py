@@ -24,7 +24,7 @@ from bigmodel_cli.prepare import inputs
 from bigmodel_cli.prepare.given import escaped, fraction, names_listed, wanted_columns
 from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
-from bigmodel_cli.worker import Worker
+from bigmodel_cli.worker import beside
 
 FEW_UNITS = 30
 
@@ -357,9 +357,5 @@ def _check(
 
 def interruptible(work: Callable[[], None]) -> None:
     """Makes a long call of a library in a thread, so that a signal is answered meanwhile."""
-    worker = Worker[None]()
-    try:
-        worker.start(work)
-        worker.result()
-    finally:
-        worker.end()
+    with beside(work):
+        pass

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bigmodel_cli.tasks.scripts import WORD, joined
+from bigmodel_cli.tasks.words import WORD, joined
 
 NOTHING = ""  # a source word in every pair, for target words that none of the others brings
 PLACES = 8 << 20  # most of them that are learned from

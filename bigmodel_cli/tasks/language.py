@@ -307,7 +307,7 @@ class Language(TextTask):
         import re
 
         from bigmodel_cli.tasks.packing import SAMPLES, Sequences, generator
-        from bigmodel_cli.tasks.scripts import WORDS
+        from bigmodel_cli.tasks.words import WORDS
 
         sequences = Sequences.of(split)
         chosen = generator(SAMPLES, seed).permutation(len(sequences))[:count]

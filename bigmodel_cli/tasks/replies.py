@@ -57,7 +57,7 @@ def nearest(known: Sequence[tuple[str, str]], prompts: Sequence[str]) -> Iterato
     """The reply to the most similar prompt (cosine of TF-IDF over words and their pairs)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from bigmodel_cli.tasks.scripts import WORDS
+    from bigmodel_cli.tasks.words import WORDS
 
     if not known:
         yield from ("" for _ in prompts)

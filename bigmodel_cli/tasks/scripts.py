@@ -1,4 +1,5 @@
 """Scripts: which are written without spaces, and how long a text is that is written in them.
+How its words are found is in words.py.
 
 The classes are ranges of characters, as Python's and Arrow's regular expressions both read them.
 """
@@ -6,7 +7,6 @@ The classes are ranges of characters, as Python's and Arrow's regular expression
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -30,14 +30,6 @@ HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # of Korean, wh
 SPACELESS = HAN + KANA + ALPHABETS
 DENSE = HAN + KANA + HANGUL  # one character says as much as about three letters
 WIDE = DENSE + ALPHABETS
-MARKS = "".join(chr(c) for c in range(0x300, 0xFFFF) if unicodedata.category(chr(c))[0] == "M")
-_CHARACTER = f"[{SPACELESS}][{MARKS}]*"
-# Words as spaces part them; where a script has none, each character is one
-WORDS = rf"{_CHARACTER}|[^\s{SPACELESS}]+"
-WORD = re.compile(rf"{_CHARACTER}|(?:[^\W{SPACELESS}][{MARKS}]*)+|[^\w\s]")  # without punctuation
-_JOINED = re.compile(f"(?<=[{SPACELESS}{MARKS}\u3000-\u303f\uff00-\uff65]) "
-                     f"(?=[{SPACELESS}\u3000-\u303f\uff00-\uff65])")  # fmt: skip
-_CLASSES = [re.compile(f"[{part}]") for part in (HAN, KANA, ALPHABETS)]
 
 
 def lengths(texts: pa.Array, wide: str) -> NDArray[np.int64]:
@@ -48,18 +40,14 @@ def lengths(texts: pa.Array, wide: str) -> NDArray[np.int64]:
     return plain
 
 
-def joined(words: Iterable[str]) -> str:
-    """Words with spaces between them, but for those of scripts without spaces."""
-    return _JOINED.sub("", " ".join(words))
-
-
 def bleu_tokenizer(texts: Iterable[str]) -> str:
     """sacrebleu's tokenizer for the script of these texts: `zh` for Chinese, `char` for Japanese,
     Thai and others without spaces, else `13a`."""
     counts: Counter[str] = Counter()
+    classes = {"han": HAN, "kana": KANA, "alphabets": ALPHABETS}
     for text in texts:
-        for name, part in zip(("han", "kana", "alphabets"), _CLASSES, strict=True):
-            counts[name] += len(part.findall(text))
+        for name, part in classes.items():
+            counts[name] += len(re.findall(f"[{part}]", text))
         counts["letters"] += sum(map(str.isalpha, text))
     spaceless = counts["han"] + counts["kana"] + counts["alphabets"]
     if 3 * spaceless < counts["letters"] or not spaceless:

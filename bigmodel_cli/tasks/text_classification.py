@@ -235,7 +235,7 @@ class TextClassification(TextTask, Classification):
         from sklearn.linear_model import LogisticRegression
 
         from bigmodel_cli.tasks.packing import BASELINE, generator
-        from bigmodel_cli.tasks.scripts import WORDS
+        from bigmodel_cli.tasks.words import WORDS
 
         yield from self.majority(train, split)
         chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_TEXTS]

@@ -16,6 +16,7 @@ from bigmodel_cli.tasks import load_task, scripts
 from bigmodel_cli.tasks.dictionary import Dictionary
 from bigmodel_cli.tasks.overlap import BLEU_FILE, bleu
 from bigmodel_cli.tasks.replies import nearest
+from bigmodel_cli.tasks.words import WORDS
 from tests.stages import prepare
 
 TEXTS = {
@@ -37,7 +38,7 @@ TEXTS = {
     ],
 )
 def test_a_character_is_a_word_where_there_are_no_spaces(text: str, words: list[str]) -> None:
-    assert re.findall(scripts.WORDS, text) == words
+    assert re.findall(WORDS, text) == words
 
 
 @pytest.mark.parametrize("name", TEXTS)
