@@ -47,7 +47,7 @@ OURS = (
 from pathlib import Path
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.models.generate import Decoder
-from bigmodel_cli.models.sizes import Sampling
+from bigmodel_cli.models.sampling import Sampling
 model = Predictor(Path(folder), "cpu", 0, precision).model
 def write(prompts, count):
     decoder = Decoder(model, prompts, [Sampling()] * len(prompts))

@@ -8,8 +8,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli import __version__
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.qwen3 import ARCHITECTURE
-from bigmodel_cli.models.sizes import ModelConfig
 
 if TYPE_CHECKING:
     from bigmodel_cli.tasks import Task
@@ -113,7 +113,7 @@ def _what(task: Task, config: ModelConfig, training: Mapping[str, Any]) -> str:
         digest = str(training["options"].get("from_", ""))[:12]
         start = f"from the weights of {code(str(training['origin']))} (`{digest}`)"
     return (
-        f"A {config.family} of {config.parameters:,} weights ({config.layers} layers, width "
+        f"A {config.family} of {config.parameters():,} weights ({config.layers} layers, width "
         f"{config.width}) for the task `{task.name}`"
         + (f", objective `{objective}`" if objective else "")
         + f". It reads {reads}{gives}. Trained {start} with bigmodel {__version__}."

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from bigmodel_cli.artifacts.tokenizer import ENDOFTEXT, PAD, Tokenizer
-from bigmodel_cli.models.qwen3 import ARCHITECTURE, EPS
-from bigmodel_cli.models.sizes import ModelConfig
+from bigmodel_cli.models.config import ModelConfig, TransformerConfig
+from bigmodel_cli.models.qwen3 import ARCHITECTURE
 
 
-def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def config_json(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json."""
-    from bigmodel_cli.models.transformer import ROPE_THETA
-
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "qwen3",
@@ -27,9 +25,9 @@ def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "head_dim": config.head_width,
         "hidden_act": "silu",
         "max_position_embeddings": config.shape.context,
-        "rms_norm_eps": EPS,
-        "rope_theta": ROPE_THETA,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "rms_norm_eps": config.epsilon,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied,
         "attention_bias": False,
         "attention_dropout": 0.0,

@@ -12,10 +12,10 @@ from typing import Any
 from bigmodel_cli.artifacts import bundle, checkpoint
 from bigmodel_cli.artifacts.bundle import HINT
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, UsageError
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.device import set_up
 from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import build
-from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.tasks import Request, load_task
 from bigmodel_cli.tasks.parameters import checked
 

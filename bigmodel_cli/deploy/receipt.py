@@ -98,7 +98,7 @@ def answers(
 def greedy(model: SequenceModel) -> Continue:
     """How our own model writes: with its cache, one token at a time."""
     from bigmodel_cli.models.generate import Decoder
-    from bigmodel_cli.models.sizes import Sampling
+    from bigmodel_cli.models.sampling import Sampling
 
     def write(start: Tensor, count: int) -> list[int]:
         decoder = Decoder(model, start.tolist(), [Sampling()])

@@ -122,9 +122,9 @@ def _build(
     from bigmodel_cli.deploy.card import card
     from bigmodel_cli.deploy.receipt import effect
     from bigmodel_cli.models import qwen3
+    from bigmodel_cli.models.config import ModelConfig
     from bigmodel_cli.models.precision import check
     from bigmodel_cli.models.sequence import build
-    from bigmodel_cli.models.sizes import ModelConfig
     from bigmodel_cli.tasks.text import TextTask
 
     manifest.check_files(place.codec, training["codec"], "codec", CODEC_HINT)

@@ -172,9 +172,9 @@ def _score(
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.artifacts.statistics import Partial, UnitStatistics, identify
     from bigmodel_cli.evaluate.scoring import Scorer
+    from bigmodel_cli.models.config import ModelConfig
     from bigmodel_cli.models.device import set_up
     from bigmodel_cli.models.sequence import build
-    from bigmodel_cli.models.sizes import ModelConfig
 
     device = set_up(config.device, config.threads)
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)

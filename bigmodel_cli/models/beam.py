@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bigmodel_cli.models.sampling import Search
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.models.sizes import Search
 
 
 @dataclass(frozen=True, slots=True)

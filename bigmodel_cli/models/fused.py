@@ -55,9 +55,13 @@ def norm_rotate(x_BTNH: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Te
     if written_out():
         dtype = product_dtype(x_BTNH)
         return NormRotateFunction.apply(x_BTNH, weight, eps, cos, sin, dtype)  # type: ignore[no-any-return, no-untyped-call]
-    z_BNTH = _normed(x_BTNH, weight, eps).transpose(1, 2)
-    exchanged = z_BNTH.roll(z_BNTH.shape[-1] // 2, -1)
-    return torch.addcmul(z_BNTH * cos, exchanged, sin).to(x_BTNH.dtype)
+    return rotate(_normed(x_BTNH, weight, eps).transpose(1, 2), cos, sin).to(x_BTNH.dtype)
+
+
+def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE alone, computed in at least fp32. cos, sin: of `rotary_angles`."""
+    x_BNTH = wide(x_BNTH)
+    return torch.addcmul(x_BNTH * cos, x_BNTH.roll(x_BNTH.shape[-1] // 2, -1), sin)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bigmodel_cli.models.sampling import Sampling
 from bigmodel_cli.models.sequence import SequenceModel, State
-from bigmodel_cli.models.sizes import Sampling
 
 
 class Decoder:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigmodel_cli.models.config import MlpConfig
 from bigmodel_cli.models.embed import RMSNorm, linear
-from bigmodel_cli.models.sizes import ModelConfig
 
 
 @dataclass
@@ -65,7 +65,7 @@ def mean_so_far(x_BTD: Tensor, segments_BT: Tensor | None, causal: bool) -> Tens
 class FeedForward(nn.Module):
     """The backbone: (B, T, D) → (B, T, D)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: MlpConfig) -> None:
         super().__init__()
         self.config = config
         self.mix = linear(max(1, config.window) * config.width, config.width)

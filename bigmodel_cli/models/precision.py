@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.errors import UsageError, did_you_mean
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.models.sizes import ModelConfig
 
 PRECISIONS = ("fp32", "bf16", "int8")
 TYPICAL = 32  # positions at a time, which the blocks are laid out for
@@ -17,12 +17,13 @@ class PackedLinear(nn.Module):
     """y = x·Wᵀ with the weight laid out in the blocks that oneDNN wants: for the few positions of
     decoding two to three times as fast as torch's own product on a CPU."""
 
-    def __init__(self, weight_NK: Tensor) -> None:
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None) -> None:
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach(), TYPICAL)
+        self.bias_N = None if bias_N is None else bias_N.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias_N, "none", [], "")
         return y
 
 
@@ -33,8 +34,9 @@ class Int8Linear(nn.Module):
     weight_NK: Tensor
     scale_N: Tensor
 
-    def __init__(self, weight_NK: Tensor) -> None:
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None) -> None:
         super().__init__()
+        self.bias_N = None if bias_N is None else bias_N.detach()
         whole, scale = _quantize(weight_NK.detach())
         self.register_buffer("weight_NK", whole)
         self.register_buffer("scale_N", scale.flatten())
@@ -42,6 +44,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         whole, scale = _quantize(x.flatten(0, -2))
         y_MN = torch._int_mm(whole, self.weight_NK.t()) * scale * self.scale_N
+        y_MN = y_MN if self.bias_N is None else y_MN + self.bias_N
         return y_MN.view(*x.shape[:-1], -1)
 
 
@@ -55,9 +58,9 @@ def check(config: ModelConfig, precision: str, device: str) -> None:
     """Raises UsageError for a precision that is not known, or has no kernels here."""
     if precision not in PRECISIONS:
         raise UsageError(f"--precision is `{precision}`", did_you_mean(precision, PRECISIONS))
-    if precision == "int8" and (config.family == "rnn" or device == "cuda"):
-        what = "a recurrent model" if config.family == "rnn" else "a GPU"
-        raise UsageError(f"--precision is `int8`, which {what} cannot have", "use bf16")
+    if precision not in config.precisions or (precision == "int8" and device == "cuda"):
+        what = "a GPU" if precision in config.precisions else config.kind
+        raise UsageError(f"--precision is `{precision}`, which {what} cannot have", "use bf16")
 
 
 def lower(model: SequenceModel, precision: str) -> SequenceModel:
@@ -75,7 +78,7 @@ def lower(model: SequenceModel, precision: str) -> SequenceModel:
     for module in list(model.backbone.modules()):
         for name, part in module.named_children():
             if isinstance(part, nn.Linear):
-                setattr(module, name, kind(part.weight))
+                setattr(module, name, kind(part.weight, part.bias))
     return model
 
 

@@ -5,28 +5,32 @@ Ours and theirs are the same numbers: only names differ, and our fused matrices 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
-from bigmodel_cli.models.sizes import ModelConfig
+from bigmodel_cli.models.config import ModelConfig, TransformerConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EPS = 1e-6
 ARCHITECTURE = "Qwen3ForCausalLM"
+SAID = ("dropout", "epsilon", "rope_theta")  # in config.json, whatever they are
 
 
-def fits(config: ModelConfig) -> bool:
+def fits(config: ModelConfig) -> TypeGuard[TransformerConfig]:
     """Whether the model is of the form that the architecture describes."""
     shape = config.shape
-    plain = shape.causal and not shape.classes and not shape.prefix
-    return config.family == "transformer" and plain
+    if not isinstance(config, TransformerConfig) or not shape.causal:
+        return False
+    form = [item for item in dataclasses.fields(config) if item.default is not dataclasses.MISSING]
+    usual = all(getattr(config, i.name) == i.default for i in form if i.name not in SAID)
+    return usual and not shape.classes and not shape.prefix
 
 
-def _layer_names(config: ModelConfig) -> list[tuple[str, list[tuple[str, int]]]]:
+def _layer_names(config: TransformerConfig) -> list[tuple[str, list[tuple[str, int]]]]:
     """Our name → their names, each with its number of rows: fused ones are cut in that order."""
-    q, kv = config.width, config.kv_heads * config.head_width
+    q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
     names: list[tuple[str, list[tuple[str, int]]]] = [
         ("embed.weight", [("model.embed_tokens.weight", config.shape.vocabulary)]),
         ("norm.weight", [("model.norm.weight", config.width)]),
@@ -56,7 +60,7 @@ def _layer_names(config: ModelConfig) -> list[tuple[str, list[tuple[str, int]]]]
     return names
 
 
-def export_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def export_weights(weights: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """Our weights under their names."""
     import torch
 
@@ -71,7 +75,7 @@ def native_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[s
     """Their weights under our names; what is missing is left out, for `build` to refuse."""
     import torch
 
-    if config.layers > len(weights):
+    if not fits(config) or config.layers > len(weights):
         return {}
     return {
         ours: torch.cat([weights[name] for name, _ in theirs])

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from bigmodel_cli.models.config import RnnConfig
 from bigmodel_cli.models.embed import RMSNorm
-from bigmodel_cli.models.sizes import ModelConfig
 
 WASTE = 4  # padding up to this many times the tokens is quicker than packing them
 CELLS: dict[str, Any] = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -34,7 +34,7 @@ class Hidden:
 class Recurrent(nn.Module):
     """The backbone: (B, T, D) → (B, T, D)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: RnnConfig) -> None:
         super().__init__()
         self.config = config
         both = not config.shape.causal

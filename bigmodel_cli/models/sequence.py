@@ -14,17 +14,25 @@ from torch import Tensor, nn
 
 from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.models import fused
-from bigmodel_cli.models.embed import RMSNorm
+from bigmodel_cli.models.config import (
+    MixerConfig,
+    MlpConfig,
+    ModelConfig,
+    RnnConfig,
+    TransformerConfig,
+)
+from bigmodel_cli.models.embed import RMSNorm, linear
+from bigmodel_cli.models.mixer import Mixer
 from bigmodel_cli.models.mlp import FeedForward
-from bigmodel_cli.models.picture import Mixer, Stem
+from bigmodel_cli.models.patch_embed import Stem
 from bigmodel_cli.models.rnn import Recurrent
-from bigmodel_cli.models.sizes import ModelConfig
-from bigmodel_cli.models.transformer import Transformer
+from bigmodel_cli.models.transformer import Transformer, last_norm
 
-BACKBONES: dict[str, type[nn.Module]] = {
-    "transformer": Transformer,
-    "rnn": Recurrent,
-    "mlp": FeedForward,
+BACKBONES: dict[type[ModelConfig], type[nn.Module]] = {
+    TransformerConfig: Transformer,
+    RnnConfig: Recurrent,
+    MlpConfig: FeedForward,
+    MixerConfig: Mixer,
 }
 
 
@@ -43,10 +51,16 @@ class SequenceModel(nn.Module):
         self.config = config
         vocabulary, width = config.shape.vocabulary, config.width
         picture = config.shape.picture
-        self.embed = Stem(picture, width) if picture else nn.Embedding(vocabulary, width)
-        kind = Mixer if picture and config.family == "mlp" else BACKBONES[config.family]
-        self.backbone = kind(config)
-        self.norm = RMSNorm(width)
+        self.embed = (
+            Stem(picture, width, not config.learned_positions, config.stem_bias)
+            if picture
+            else nn.Embedding(vocabulary, width)
+        )
+        self.backbone = BACKBONES[type(config)](config)
+        self.norm: nn.Module = (
+            last_norm(config) if isinstance(config, TransformerConfig) else RMSNorm(width)
+        )
+        self.pooler = linear(width, width, bias=True) if config.pooler else None
         # a classifier sees few rows, so what it sees of them is dropped, too
         self.dropout = nn.Dropout(config.dropout if config.shape.classes else 0.0)
         classes = config.shape.classes
@@ -63,7 +77,12 @@ class SequenceModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.norm.weight.device
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that no precision replaces by whole numbers."""
+        return next(self.parameters()).dtype
 
     @property
     def table(self) -> Tensor:
@@ -90,6 +109,11 @@ class SequenceModel(nn.Module):
         assert given is not None, "tokens or pixels"
         if self.config.shape.classes:
             x_BTD = self.features(given, segments_BT, **seen)
+            if self.config.reads_first:
+                first_BD = x_BTD[:, 0]
+                if self.pooler is not None:
+                    first_BD = self.pooler(first_BD).tanh()
+                return self.head(self.dropout(first_BD))  # type: ignore[no-any-return, misc]
             if segments_BT is None:
                 segments_BT = x_BTD.new_zeros(x_BTD.shape[:2], dtype=torch.int64)
             real_BT1 = (segments_BT == segments_BT[:, :1])[..., None]
@@ -132,7 +156,7 @@ class SequenceModel(nn.Module):
         """The empty state of `slots` independent texts, for `extend`, each of at most `room` tokens
         (else of the context). Causal models only."""
         room = min(room or self.config.shape.context, self.config.shape.context)
-        return self.backbone.start(slots, room, self.device, self.embed.weight.dtype)  # type: ignore[no-any-return, operator]
+        return self.backbone.start(slots, room, self.device, self.dtype)  # type: ignore[no-any-return, operator]
 
     def extend(self, state: State, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Appends tokens (rows padded on the right, `lengths_B` ≥ 1 of each valid) and gives the
@@ -146,10 +170,10 @@ class SequenceModel(nn.Module):
 def build(config: ModelConfig, weights: Mapping[str, Tensor], where: str) -> SequenceModel:
     """A model with these weights. Raises ArtifactError when they are not this model's."""
     count = sum(tensor.numel() for tensor in weights.values())
-    if config.layers > len(weights) or config.parameters > 2 * count:  # before it is built
+    if config.layers > len(weights) or config.parameters() > 2 * count:  # before it is built
         raise ArtifactError(
             f"the weights in `{where}` do not fit their configuration: they are {count:,} numbers, "
-            f"not {config.parameters:,}", "train again",
+            f"not {config.parameters():,}", "train again",
         )  # fmt: skip
     odd_kinds = {tensor.dtype for tensor in weights.values()} - {torch.float32}
     if odd_kinds:

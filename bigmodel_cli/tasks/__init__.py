@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
-from bigmodel_cli.models.sizes import Sampling, Search
+from bigmodel_cli.models.sampling import Sampling, Search
 from bigmodel_cli.options import convert, identity
 from bigmodel_cli.options import keys as declared
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
-    from bigmodel_cli.models.sizes import Shape
+    from bigmodel_cli.models.shape import Shape
 
 TABLE = {
     "language": "bigmodel_cli.tasks.language:Language",

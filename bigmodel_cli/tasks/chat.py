@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.models.sizes import Shape
+from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
 from bigmodel_cli.tasks.chat_template import CHATML, END, START, has_loss

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError
-from bigmodel_cli.models.sizes import Picture, Shape
+from bigmodel_cli.models.shape import Picture, Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
 from bigmodel_cli.tasks.classification import ROWS, Classification, ClassOptions, shown_label

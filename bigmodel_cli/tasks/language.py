@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.errors import DataError, UsageError
-from bigmodel_cli.models.sizes import Shape
+from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions

@@ -173,7 +173,7 @@ def judge(
 def scores(model: SequenceModel, x_MD: Tensor) -> Tensor:
     """Logits (M, V) in fp32 where the weights are: fewer bits would make ties of different ones."""
     with torch.autocast(x_MD.device.type, enabled=False):
-        return model.logits(x_MD.to(model.norm.weight.dtype)).float()
+        return model.logits(x_MD.to(model.dtype)).float()
 
 
 @torch.inference_mode()

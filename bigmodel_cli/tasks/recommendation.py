@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.artifacts.manifest import fingerprint, read_json, write_json
 from bigmodel_cli.errors import ArtifactError, DataError
-from bigmodel_cli.models.sizes import Shape
+from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Task, Units
 

@@ -12,8 +12,8 @@ import torch
 from bigmodel_cli.artifacts.tokenizer import MASK, Tokenizer
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.generate import Decoder
+from bigmodel_cli.models.sampling import Sampling
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.models.sizes import Sampling
 from bigmodel_cli.tasks import Request
 
 MOST_TOKENS = 1 << 20

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.models.sizes import Search, Shape
+from bigmodel_cli.models.sampling import Search
+from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions

@@ -15,7 +15,6 @@ from bigmodel_cli.artifacts.workdir import Run
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.events import Context, Progress
-from bigmodel_cli.models.sizes import flops_per_token
 from bigmodel_cli.train import parallel
 from bigmodel_cli.train.contention import Contention
 
@@ -83,7 +82,7 @@ class Loop:
                 state.get("allowance", {}), clock.progress(self.step),
             )  # fmt: skip
         self.speed = 0.0  # tokens per second, lately
-        self.flops = 3 * flops_per_token(shape)
+        self.flops = 3 * shape.flops()
         import torch
 
         dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32

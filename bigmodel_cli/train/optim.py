@@ -83,8 +83,10 @@ class Optimizers:
             parameter: name for name, parameter in model.named_parameters()
         }
         self.learning_rate = learning_rate
-        inner = [p for n, p in model.named_parameters() if p.dim() == 2 and "backbone" in n]
-        outer = [p for n, p in model.named_parameters() if p.dim() == 2 and "backbone" not in n]
+        tables = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
+        matrices = {p: n for n, p in model.named_parameters() if p.dim() == 2}
+        inner = [p for p, n in matrices.items() if "backbone" in n and p not in tables]
+        outer = [p for p, n in matrices.items() if "backbone" not in n or p in tables]
         vectors = [p for p in model.parameters() if p.dim() != 2]
         self.parts: list[torch.optim.Optimizer] = []
         if kind == "muon":

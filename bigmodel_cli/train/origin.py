@@ -12,7 +12,7 @@ from bigmodel_cli.artifacts.manifest import check_files
 from bigmodel_cli.artifacts.workdir import Run, Workdir
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import ArtifactError, UsageError
-from bigmodel_cli.models.sizes import ModelConfig
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.tasks import Task, load_task
 from bigmodel_cli.tasks.text import TextTask
 
@@ -90,11 +90,10 @@ def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
     given: dict[str, Any] = {name: getattr(config, name) for name in SAME}
     for name in ("model", "cell", "window", "tie"):  # where something else than usual is asked for
         usual = {getattr(TrainConfig(), name), task.defaults.get(name)}
-        applies = {"cell": model.family == "rnn", "window": model.family == "mlp"}.get(name, True)
         value = getattr(config, name)
-        given[name] = value if value not in usual and applies else None
+        given[name] = value if value not in usual else None
     for name, value in given.items():
-        own = getattr(model, {"model": "family", "tie": "tied"}.get(name, name))
+        own = getattr(model, {"model": "family", "tie": "tied"}.get(name, name), "none")
         if value is not None and value != own:
             raise UsageError(
                 f"--{name.replace('_', '-')} is {value}, but `{origin.name}` has {own}",
@@ -111,7 +110,7 @@ def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
             if isinstance(task, TextTask) else "begin from another, or from nothing",
         )  # fmt: skip
     shape = task.shape()
-    if model.family == "rnn" and model.shape.causal != shape.causal:
+    if model.recurrent and model.shape.causal != shape.causal:
         reads = "in one direction" if model.shape.causal else "in both directions"
         raise UsageError(
             f"`{origin.name}` is an rnn that reads {reads}, which this task cannot use",

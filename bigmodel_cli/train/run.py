@@ -15,7 +15,8 @@ from bigmodel_cli.artifacts.workdir import Run, Workdir, clean, lock
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError, UsageError
 from bigmodel_cli.events import Context, Progress
-from bigmodel_cli.models.sizes import SIZES, ModelConfig, model_config
+from bigmodel_cli.models.config import ModelConfig
+from bigmodel_cli.models.sizes import SIZES, model_config
 from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task
 from bigmodel_cli.train import longer, parallel

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.deploy.card import card, code
-from bigmodel_cli.models.sizes import ModelConfig, Picture, Shape, model_config
+from bigmodel_cli.models.config import ModelConfig
+from bigmodel_cli.models.shape import Picture, Shape
+from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import TABLE, task_class
 
 CARDS = Path(__file__).parent / "cards"

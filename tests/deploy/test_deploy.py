@@ -17,9 +17,11 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy import receipt
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, UsageError
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.qwen3 import export_weights, native_weights
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.models.sizes import ModelConfig, Shape, model_config
+from bigmodel_cli.models.shape import Shape
+from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks.requests import number_field
 from tests.stages import bigmodel, deploy, evaluate, prepare, stories, train
 

@@ -29,7 +29,8 @@ from bigmodel_cli.deploy import server
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.models.sizes import Shape, model_config
+from bigmodel_cli.models.shape import Shape
+from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import save_task
 from bigmodel_cli.tasks.language import Language, LanguageOptions
 

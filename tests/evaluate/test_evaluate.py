@@ -21,8 +21,8 @@ from bigmodel_cli.errors import ArtifactError, DataError, UsageError
 from bigmodel_cli.evaluate.report import markdown
 from bigmodel_cli.evaluate.scoring import Scorer
 from bigmodel_cli.events import Context
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.sequence import build
-from bigmodel_cli.models.sizes import ModelConfig
 from bigmodel_cli.tasks import load_task
 from tests.stages import bigmodel, evaluate, prepare, stories, train
 

@@ -10,8 +10,8 @@ import torch
 
 from bigmodel_cli.models.beam import penalty, search
 from bigmodel_cli.models.generate import Decoder
+from bigmodel_cli.models.sampling import Sampling, Search
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.models.sizes import Sampling, Search
 from bigmodel_cli.models.transformer import SPARE
 from tests.models.test_sequence import FAMILIES, make
 

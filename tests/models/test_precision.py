@@ -10,7 +10,7 @@ import torch
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.models.generate import Decoder
 from bigmodel_cli.models.precision import Int8Linear, lower
-from bigmodel_cli.models.sizes import Sampling
+from bigmodel_cli.models.sampling import Sampling
 from tests.models.test_sequence import KINDS, make
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]

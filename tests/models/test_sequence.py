@@ -7,9 +7,12 @@ import torch
 
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.models import transformer
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.generate import Decoder, sample
+from bigmodel_cli.models.sampling import Sampling
 from bigmodel_cli.models.sequence import SequenceModel, build
-from bigmodel_cli.models.sizes import SIZES, ModelConfig, Sampling, Shape, model_config
+from bigmodel_cli.models.shape import Shape
+from bigmodel_cli.models.sizes import SIZES, model_config
 
 KINDS = [
     ("transformer", {}),
@@ -49,14 +52,14 @@ def test_the_formula_counts_the_weights(family: str, size: str) -> None:
         for options in ({}, {"tie": False}, {"cell": "gru"}, {"window": 0}):
             config = model_config(family, size, shape, **options)  # type: ignore[arg-type]
             model = SequenceModel(config)
-            assert sum(p.numel() for p in model.parameters()) == config.parameters
+            assert sum(p.numel() for p in model.parameters()) == config.parameters()
 
 
 @pytest.mark.parametrize("classes", [0, 7])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_formula_counts_models_that_look_both_ways(family: str, classes: int) -> None:
     model = make(family, causal=False, classes=classes)
-    assert sum(p.numel() for p in model.parameters()) == model.config.parameters
+    assert sum(p.numel() for p in model.parameters()) == model.config.parameters()
 
 
 @pytest.mark.parametrize(("family", "options"), KINDS)

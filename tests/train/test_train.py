@@ -177,7 +177,8 @@ def test_without_a_compiler_nothing_is_compiled_and_asking_for_it_says_why(
 
 def test_long_runs_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from bigmodel_cli.models import device
-    from bigmodel_cli.models.sizes import Shape, model_config
+    from bigmodel_cli.models.shape import Shape
+    from bigmodel_cli.models.sizes import model_config
     from bigmodel_cli.train.resolve import _compile
 
     monkeypatch.setattr(device, "cannot_compile", lambda _: "")
@@ -412,3 +413,21 @@ def test_a_model_learns_the_stories(work: Path) -> None:
     train(work, steps=60, learning_rate=0.01, length=64)
     losses = [r["validation"]["loss"] for r in log(work) if "validation" in r]
     assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "said"),
+    [
+        ("rnn", {"heads": 2}, "--heads changes nothing: a recurrent model has none"),
+        ("mlp", {"cell": "gru"}, "--cell changes nothing: an mlp has none"),
+        ("transformer", {"window": 3}, "--window changes nothing: a transformer has none"),
+    ],
+)
+def test_an_option_that_the_family_does_not_have_is_said(
+    work: Path, family: str, given: dict[str, Any], said: str
+) -> None:
+    events = Events()
+    values = {"heads": None, **given, "model": family, "steps": 1, "width": 32}
+    train(work, f"odd-{family}", events.context(), **values)
+    assert said in events.notes
+    assert events.notes.count("changes nothing") == 1

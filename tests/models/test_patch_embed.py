@@ -5,16 +5,11 @@ import copy
 import pytest
 import torch
 
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import SequenceModel, build
-from bigmodel_cli.models.sizes import (
-    ModelConfig,
-    Picture,
-    Shape,
-    flops_per_token,
-    model_config,
-    row_bytes,
-)
+from bigmodel_cli.models.shape import Picture, Shape
+from bigmodel_cli.models.sizes import model_config
 
 FAMILIES = ("transformer", "rnn", "mlp")
 
@@ -33,12 +28,12 @@ def test_formula_of_parameters_and_json(family: str, stem: str) -> None:
     for size, patch in ((12, 1), (12, 2), (28, 4), (12, 6), (21, 7), (8, 8)):
         shape = config(family, stem, size, patch)
         model = SequenceModel(shape)
-        assert shape.parameters == sum(p.numel() for p in model.parameters()), (size, patch)
+        assert shape.parameters() == sum(p.numel() for p in model.parameters()), (size, patch)
         assert ModelConfig.from_json(shape.to_json()) == shape
         pixels = torch.randn(2, 3, size, size)
         assert model.embed(pixels).shape == (2, (size // patch) ** 2, 32)
         assert model(pixels_BCHW=pixels).shape == (2, 5)
-        assert row_bytes(shape) > 4 * 3 * size * size
+        assert shape.activation_bytes() > 4 * 3 * size * size
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
@@ -51,7 +46,7 @@ def test_flops_are_those_that_are_counted(family: str, stem: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(pixels_BCHW=torch.randn(2, 3, 28, 28))
     counted = counter.get_total_flops() / (2 * 49)
-    assert flops_per_token(shape) == pytest.approx(counted, rel=0.03)
+    assert shape.flops() == pytest.approx(counted, rel=0.03)
 
 
 def test_a_patch_stem_is_a_matrix_for_each_square() -> None:
