@@ -133,8 +133,13 @@ class Loaded:
     def run(self, command: Sequence[str], work: Path, **env: str) -> int:
         """The code that the command ends with; negative for a signal. Raises BrokenError."""
         self.output.unlink(missing_ok=True)
-        asked = {"words": words(command, work), "folder": str(work.parent), "env": env,
-                 "output": str(self.output), "seconds": LONGEST}  # fmt: skip
+        asked = {
+            "words": words(command, work),
+            "folder": str(work.parent),
+            "env": env,
+            "output": str(self.output),
+            "seconds": LONGEST,
+        }
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -230,8 +235,11 @@ def again(
         raise BrokenError(f"{how}: it began anew, although there was a checkpoint")
     after = found(work)
     if after != stage.after:
-        odd = [name for name in sorted({*after, *stage.after})
-               if after.get(name) != stage.after.get(name)]  # fmt: skip
+        odd = [
+            name
+            for name in sorted({*after, *stage.after})
+            if after.get(name) != stage.after.get(name)
+        ]
         raise BrokenError(f"{how}: other bytes in {', '.join(odd)}")
 
 
@@ -331,21 +339,30 @@ def main() -> None:
                 continue
             while killed < chosen.kills // len(STAGES):
                 killed += kill(stage, moments.random())
-            print(f"{stage.name}: killed at {killed} random moments of its "
-                  f"{stage.seconds:.1f} s: the same bytes", flush=True)  # fmt: skip
+            print(
+                f"{stage.name}: killed at {killed} random moments of its "
+                f"{stage.seconds:.1f} s: the same bytes",
+                flush=True,
+            )
             if loaded:
                 found_places = places(stage, loaded)
                 picked = spread(chosen.places, len(found_places))
                 hit = sum(inject(stage, loaded, n, found_places[n]) for n in picked)
-                print(f"{stage.name}: killed at {hit} of {len(found_places)} places before and "
-                      "after a change of a file: the same bytes", flush=True)  # fmt: skip
+                print(
+                    f"{stage.name}: killed at {hit} of {len(found_places)} places before and "
+                    "after a change of a file: the same bytes",
+                    flush=True,
+                )
             answered: list[float] = []
             while len(answered) < chosen.stops:
                 wait = stop(stage, moments.random())
                 answered += [] if wait is None else [wait]
             if answered:
-                print(f"{stage.name}: {len(answered)} SIGTERMs, answered within "
-                      f"{max(answered):.1f} s, and the same bytes", flush=True)  # fmt: skip
+                print(
+                    f"{stage.name}: {len(answered)} SIGTERMs, answered within "
+                    f"{max(answered):.1f} s, and the same bytes",
+                    flush=True,
+                )
         if loaded:
             loaded.close()
 

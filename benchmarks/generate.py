@@ -89,8 +89,15 @@ def main() -> None:
         source = f"{sysconfig.get_path('stdlib')}/{pattern}"
         quiet = {"check": True, "stdout": subprocess.DEVNULL}
         subprocess.run([*bigmodel, "prepare", source, "-w", work, *tokenizer, "--quiet"], **quiet)
-        shape = {"width": width, "layers": layers, "heads": heads, "hidden": hidden,
-                 "context": context, "batch-size": 4, "steps": 8}  # fmt: skip
+        shape = {
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "hidden": hidden,
+            "context": context,
+            "batch-size": 4,
+            "steps": 8,
+        }
         flags = [word for key, value in shape.items() for word in (f"--{key}", str(value))]
         subprocess.run([*bigmodel, "train", "-w", work, *flags, "--quiet"], **quiet)
         subprocess.run([*bigmodel, "deploy", "-w", work, "--quiet"], **quiet)
@@ -117,16 +124,23 @@ def main() -> None:
             values = [result[column] for result in results if column in result]
             if values:
                 medians[who, column] = statistics.median(values)
-            cells.append(f"{medians[who, column]:,.0f} ({min(values):,.0f}–{max(values):,.0f})"
-                         if values else "")  # fmt: skip
+            cells.append(
+                f"{medians[who, column]:,.0f} ({min(values):,.0f}–{max(values):,.0f})"
+                if values
+                else ""
+            )
         rows.append([who, *cells])
     for shown in ("fp32", "bf16"):
-        ratios = [medians[f"bigmodel, {shown}", c] / medians[f"transformers {version}, {shown}", c]
-                  for c in columns[:-1]]  # fmt: skip
+        ratios = [
+            medians[f"bigmodel, {shown}", c] / medians[f"transformers {version}, {shown}", c]
+            for c in columns[:-1]
+        ]
         rows.append([f"bigmodel is, {shown}", *(f"{ratio:.2f}×" for ratio in ratios), ""])
-    print(f"{layers} × {width}, vocabulary {sizes['vocab_size']:,}, {PROMPT} + {NEW} tokens, "
-          f"{chosen.rounds} rounds, {machine()}, "
-          f"torch {importlib.metadata.version('torch')}")  # fmt: skip
+    print(
+        f"{layers} × {width}, vocabulary {sizes['vocab_size']:,}, {PROMPT} + {NEW} tokens, "
+        f"{chosen.rounds} rounds, {machine()}, "
+        f"torch {importlib.metadata.version('torch')}"
+    )
     table(rows)
 
 

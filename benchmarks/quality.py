@@ -74,8 +74,10 @@ def sst2(data: Path, folder: Path, seeds: int) -> list[Figure]:
         document = bigmodel(work, "evaluate", "--run", seed, "--samples", "0")
         found.append(value(document, "accuracy"))
     words = document["baselines"]["tfidf_logistic"]["accuracy"]
-    return [Figure("SST-2, accuracy", found, 0.82, "CNN-rand, with phrases .827 (Kim 2014)"),
-            Figure("SST-2, TF-IDF with logistic regression, accuracy", [words], None)]  # fmt: skip
+    return [
+        Figure("SST-2, accuracy", found, 0.82, "CNN-rand, with phrases .827 (Kim 2014)"),
+        Figure("SST-2, TF-IDF with logistic regression, accuracy", [words], None),
+    ]
 
 
 def sms(data: Path, folder: Path, seeds: int) -> list[Figure]:
@@ -89,8 +91,10 @@ def sms(data: Path, folder: Path, seeds: int) -> list[Figure]:
         document = bigmodel(work, "evaluate", "--samples", "0")
         found.append(value(document, "macro_f1"))
         words.append(document["baselines"]["tfidf_logistic"]["macro_f1"])
-    return [Figure("SMS spam, macro-F1", found, 0.97),
-            Figure("SMS spam, TF-IDF with logistic regression, macro-F1", words, None)]  # fmt: skip
+    return [
+        Figure("SMS spam, macro-F1", found, 0.97),
+        Figure("SMS spam, TF-IDF with logistic regression, macro-F1", words, None),
+    ]
 
 
 def alpaca(data: Path, folder: Path, seeds: int) -> list[Figure]:
@@ -113,8 +117,17 @@ def alpaca(data: Path, folder: Path, seeds: int) -> list[Figure]:
     bigmodel(language, "prepare", texts, "--vocab-size", "2048", "--test", "0")
     bigmodel(language, "train", "--epochs", "10", "--size", "micro", "--context", "1024")
     origin = language / "runs" / "default"
-    bigmodel(work, "prepare", train, "--test", test, "--val", "0.1", "--tokenizer",
-             origin / "codec")  # fmt: skip
+    bigmodel(
+        work,
+        "prepare",
+        train,
+        "--test",
+        test,
+        "--val",
+        "0.1",
+        "--tokenizer",
+        origin / "preprocessor",
+    )
     still = ["--steps", "1", "--learning-rate", "1e-30", "--weight-decay", "0"]
     bigmodel(work, "train", "--run", "before", "--from", origin, *still)
     bigmodel(work, "train", "--run", "tuned", "--from", origin, "--epochs", "4",
@@ -123,8 +136,10 @@ def alpaca(data: Path, folder: Path, seeds: int) -> list[Figure]:
         value(bigmodel(work, "evaluate", "--run", run, "--samples", "0"), "bits_per_byte")
         for run in ("before", "tuned")
     )
-    return [Figure("Alpaca, replies, bits per byte", [after], before, higher=False),
-            Figure("Alpaca, its language model before, bits per byte", [before], None)]  # fmt: skip
+    return [
+        Figure("Alpaca, replies, bits per byte", [after], before, higher=False),
+        Figure("Alpaca, its language model before, bits per byte", [before], None),
+    ]
 
 
 DIGITS = [
@@ -176,9 +191,15 @@ def fashion(data: Path, folder: Path, seeds: int) -> list[Figure]:
         found[family] = value(bigmodel(work, "evaluate", "--run", family), "accuracy")
     best = max(found, key=found.__getitem__)
     others = "two convolutions .925, MLP .900, GRU .897, XGBoost .898"
-    return [Figure(f"Fashion-MNIST, accuracy, {family}", [found[family]],
-                   0.93 if family == best else None, others if family == best else "")
-            for family in FASHION]  # fmt: skip
+    return [
+        Figure(
+            f"Fashion-MNIST, accuracy, {family}",
+            [found[family]],
+            0.93 if family == best else None,
+            others if family == best else "",
+        )
+        for family in FASHION
+    ]
 
 
 TRANSLATION = ["--width", "256", "--layers", "3", "--heads", "4", "--batch-size", "64",
@@ -215,8 +236,9 @@ RECOMMENDERS: dict[str, list[str]] = {
 }
 
 
-def _recommend(source: Path, work: Path, name: str, epochs: int, seeds: int, goal: float | None,
-               published: str) -> list[Figure]:  # fmt: skip
+def _recommend(
+    source: Path, work: Path, name: str, epochs: int, seeds: int, goal: float | None, published: str
+) -> list[Figure]:
     figures, document = [], {}
     bigmodel(work, "prepare", source)
     for model, options in RECOMMENDERS.items():
@@ -227,8 +249,14 @@ def _recommend(source: Path, work: Path, name: str, epochs: int, seeds: int, goa
             document = bigmodel(work, "evaluate", "--run", run, "--samples", "0")
             found.append(value(document, "ndcg@10"))
         first = not figures
-        figures.append(Figure(f"{name}, NDCG@10, {model}", found, goal if first else None,
-                              published if first else ""))  # fmt: skip
+        figures.append(
+            Figure(
+                f"{name}, NDCG@10, {model}",
+                found,
+                goal if first else None,
+                published if first else "",
+            )
+        )
     for other, values in document["baselines"].items():
         figures.append(Figure(f"{name}, NDCG@10, {other}", [values["ndcg@10"]], None))
     return figures
@@ -238,8 +266,9 @@ def movielens(data: Path, folder: Path, seeds: int) -> list[Figure]:
     """Leave-one-out, all items ranked, those that were had left out; ties in time in the order of
     the file, and (the last line) in an order that is drawn with each seed."""
     source = data / "movielens100k" / "ml-100k.inter"
-    figures = _recommend(source, folder / "ml", "MovieLens-100K", 30, seeds, 0.105,
-                         ".0945, most popular .0450")  # fmt: skip
+    figures = _recommend(
+        source, folder / "ml", "MovieLens-100K", 30, seeds, 0.105, ".0945, most popular .0450"
+    )
     header, *rows = source.read_text("utf-8").splitlines()
     found = []
     for seed in range(seeds):
@@ -264,15 +293,22 @@ def beauty(data: Path, folder: Path, seeds: int) -> list[Figure]:
 
 
 SETS: dict[str, Callable[[Path, Path, int], list[Figure]]] = {
-    "fashion": fashion, "digits": digits, "sst2": sst2, "sms": sms, "multi30k": multi30k,
-    "movielens": movielens, "beauty": beauty, "alpaca": alpaca,
-}  # fmt: skip
+    "fashion": fashion,
+    "digits": digits,
+    "sst2": sst2,
+    "sms": sms,
+    "multi30k": multi30k,
+    "movielens": movielens,
+    "beauty": beauty,
+    "alpaca": alpaca,
+}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("sets", nargs="*", choices=[*SETS, []], metavar="NAME",
-                         help=", ".join(SETS))  # fmt: skip
+    options.add_argument(
+        "sets", nargs="*", choices=[*SETS, []], metavar="NAME", help=", ".join(SETS)
+    )
     options.add_argument("--data", type=Path, metavar="FOLDER", required=True)
     options.add_argument("--seeds", type=int, default=5)
     chosen = options.parse_args()

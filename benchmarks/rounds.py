@@ -36,9 +36,13 @@ class Contestant:
         self.before()
         began = time.monotonic()
         process = subprocess.Popen(
-            self.command, env={**os.environ, **self.env}, cwd=self.cwd, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            self.command,
+            env={**os.environ, **self.env},
+            cwd=self.cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert process.stdout
         text = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -57,8 +61,10 @@ def alternate(contestants: Sequence[Contestant], rounds: int) -> None:
             contestant.run()
             print(
                 f"round {len(contestant.wall)}: {contestant.name}: {contestant.wall[-1]:.1f} s "
-                f"wall, {contestant.cpu[-1]:.1f} s CPU", file=sys.stderr, flush=True,
-            )  # fmt: skip
+                f"wall, {contestant.cpu[-1]:.1f} s CPU",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def machine() -> str:
@@ -74,11 +80,17 @@ def table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows, the first of which is the header, in columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                        for i, (cell, w) in enumerate(zip(row, widths))))  # fmt: skip
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths))
+            )
+        )
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """Median and extremes."""
-    return (f"{statistics.median(values):,.{digits}f} "
-            f"({min(values):,.{digits}f}–{max(values):,.{digits}f})")  # fmt: skip
+    return (
+        f"{statistics.median(values):,.{digits}f} "
+        f"({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+    )

@@ -103,12 +103,17 @@ def main() -> None:
             two = Contestant("bigmodel", [*command, *length])
             alternate([two], 1)
             ours.append(two.wall[0])
-            shown = subprocess.check_output([*bigmodel, "evaluate", "-w", work, "--run", run,
-                                             "--split", "val", "--json"], text=True,
-                                            stderr=subprocess.DEVNULL)  # fmt: skip
+            shown = subprocess.check_output(
+                [*bigmodel, "evaluate", "-w", work, "--run", run, "--split", "val", "--json"],
+                text=True,
+                stderr=subprocess.DEVNULL,
+            )
             our_loss.append(json.loads(shown)["metrics"]["loss"]["value"])
-            print(f"seed {seed}: nanoGPT {their_loss[-1]:.4f} in {theirs[-1]:.1f} s, bigmodel "
-                  f"{our_loss[-1]:.4f} in {ours[-1]:.1f} s", file=sys.stderr)  # fmt: skip
+            print(
+                f"seed {seed}: nanoGPT {their_loss[-1]:.4f} in {theirs[-1]:.1f} s, bigmodel "
+                f"{our_loss[-1]:.4f} in {ours[-1]:.1f} s",
+                file=sys.stderr,
+            )
     print(f"{chosen.seeds} seeds, {machine()}; nats per character of the whole validation part")
     table([
         ["", "loss, mean", "loss, each", "seconds, mean", "share of nanoGPT's"],

@@ -159,13 +159,16 @@ def main() -> None:
         work, binary = root / "w", root / "train.bin"
         bigmodel = [sys.executable, "-m", "bigmodel_cli"]
         source = f"{sysconfig.get_path('stdlib')}/{pattern}"
-        subprocess.run([*bigmodel, "prepare", source, "-w", work, *tokenizer, "--quiet"],
-                       check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+        subprocess.run(
+            [*bigmodel, "prepare", source, "-w", work, *tokenizer, "--quiet"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         data = Workdir(work).read_data()
         split = Split(work / "data", data["splits"]["train"]["shards"])
         tokens = np.concatenate([split.values("tokens", i, i + 1) for i in range(len(split))])
         tokens.astype(np.uint16).tofile(binary)
-        config = json.loads((work / "data" / "codec" / "tokenizer.json").read_bytes())
+        config = json.loads((work / "data" / "preprocessor" / "tokenizer.json").read_bytes())
         ids = [*config["model"]["vocab"].values(), *(t["id"] for t in config["added_tokens"])]
         vocabulary = max(ids) + 1
         shape = [width, layers, heads, hidden, rows, context, vocabulary, steps]
@@ -213,18 +216,23 @@ def main() -> None:
                 "dropout": 0.0, "gradient_accumulation_steps": parts, "max_iters": steps - 1,
             }  # fmt: skip
             contestants.append(
-                Contestant("nanoGPT, compiled (bf16)" if cuda
-                           else "nanoGPT as it ships for a CPU (fp32)",
-                           [sys.executable, "train.py", *(f"--{k}={v}" for k, v in flags.items())],
-                           cwd=peer)
-            )  # fmt: skip
+                Contestant(
+                    "nanoGPT, compiled (bf16)" if cuda else "nanoGPT as it ships for a CPU (fp32)",
+                    [sys.executable, "train.py", *(f"--{k}={v}" for k, v in flags.items())],
+                    cwd=peer,
+                )
+            )
         starts: dict[str, float] = {}
         found: dict[str, list[float]] = {one.name: [] for one in contestants}
         inner: dict[str, float] = {}
         peaks: list[dict[str, float]] = []
         for _ in range(chosen.rounds):
-            done = subprocess.run([sys.executable, "-c", PEAK, chosen.device], capture_output=True,
-                                  text=True, check=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-c", PEAK, chosen.device],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             peaks.append(bench(done.stdout))
             for one in contestants:
                 alternate([one], 1)
@@ -243,25 +251,34 @@ def main() -> None:
                 starts.setdefault(one.name, seconds[0])  # the first time: no compiler's cache
                 found[one.name].append(rows * context / statistics.median(seconds[2:]))
     best = statistics.median(found["bigmodel"])
-    print(f"{layers} × {width}, vocabulary {vocabulary:,}, {rows} × {context} tokens an update, "
-          f"{chosen.rounds} rounds of {steps} updates, {device(chosen.device)}, "
-          f"torch {importlib.metadata.version('torch')}")  # fmt: skip
+    print(
+        f"{layers} × {width}, vocabulary {vocabulary:,}, {rows} × {context} tokens an update, "
+        f"{chosen.rounds} rounds of {steps} updates, {device(chosen.device)}, "
+        f"torch {importlib.metadata.version('torch')}"
+    )
     fused = statistics.median(found["bigmodel, compiled"])
     header = ["", "tokens/s", "inner weights", "first update", "bigmodel is", "compiled is"]
     printed = [header]
     for one in contestants:
         speeds = found[one.name]
         speed = statistics.median(speeds)
-        printed.append([
-            one.name, f"{speed:,.0f} ({min(speeds):,.0f}–{max(speeds):,.0f})",
-            f"{inner[one.name] / 1e6:.2f} M", f"{starts[one.name]:.0f} s",
-            f"{best / speed:.2f}×", f"{fused / speed:.2f}×",
-        ])  # fmt: skip
+        printed.append(
+            [
+                one.name,
+                f"{speed:,.0f} ({min(speeds):,.0f}–{max(speeds):,.0f})",
+                f"{inner[one.name] / 1e6:.2f} M",
+                f"{starts[one.name]:.0f} s",
+                f"{best / speed:.2f}×",
+                f"{fused / speed:.2f}×",
+            ]
+        )
     table(printed)
     flops = 6 * (inner["bigmodel"] + vocabulary * width) + 12 * layers * width * context / 2
     peak = statistics.median(max(p.values()) for p in peaks)
-    print(f"peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s; bigmodel reaches "
-          f"{best * flops / peak:.0%} of it, compiled {fused * flops / peak:.0%}")  # fmt: skip
+    print(
+        f"peak of a matrix product: {peak / 1e9:,.0f} GFLOP/s; bigmodel reaches "
+        f"{best * flops / peak:.0%} of it, compiled {fused * flops / peak:.0%}"
+    )
 
 
 if __name__ == "__main__":

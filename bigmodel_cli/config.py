@@ -29,9 +29,11 @@ def _threads() -> Any:
 
 def _answer_precision() -> Any:
     return option(
-        "auto", "Precision to compute in.", choices=("auto", "fp32", "bf16", "int8"),
+        "auto",
+        "Precision to compute in.",
+        choices=("auto", "fp32", "bf16", "int8"),
         shown_default="the bundle's own",
-    )  # fmt: skip
+    )
 
 
 def _host() -> Any:
@@ -160,9 +162,12 @@ class TrainConfig:
         "lstm", "The recurrent cell of an rnn.", choices=("elman", "gru", "lstm"), panel="Model"
     )
     window: int = option(
-        16, "Tokens that an mlp sees; 0: the mean of all so far.", minimum=0, maximum=1024,
+        16,
+        "Tokens that an mlp sees; 0: the mean of all so far.",
+        minimum=0,
+        maximum=1024,
         panel="Model",
-    )  # fmt: skip
+    )
     dropout: float = option(0.0, "Dropout rate.", minimum=0, maximum=0.9, panel="Model")
     tie: bool = option(True, "Tie the output layer's weights to the embedding.", panel="Model")
     steps: int | None = option(

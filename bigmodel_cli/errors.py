@@ -82,13 +82,21 @@ NO_MEMORY = "try a smaller --micro-batch, --size or --context, or --threads 1"
 NO_THREAD = "use --threads 1, free some memory, or allow more processes (ulimit -u)"
 # what libraries say, in lower case, in errors of many kinds (Rust's panics among them)
 SHORT_OF_MEMORY = (
-    "can't allocate memory", "cannot allocate memory", "bad allocation", "bad_alloc",
-    "failed to map segment from shared object", "could not create a primitive",
-)  # fmt: skip
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad allocation",
+    "bad_alloc",
+    "failed to map segment from shared object",
+    "could not create a primitive",
+)
 SHORT_OF_THREADS = (
-    "can't start new thread", "can't allocate lock", "threadpoolbuilderror",
-    "resource temporarily unavailable", "thread creation failed", "pthread_create",
-)  # fmt: skip
+    "can't start new thread",
+    "can't allocate lock",
+    "threadpoolbuilderror",
+    "resource temporarily unavailable",
+    "thread creation failed",
+    "pthread_create",
+)
 
 
 def shortage(error: BaseException) -> ResourceError | None:

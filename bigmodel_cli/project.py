@@ -54,9 +54,7 @@ class Project:
     another process works on the same folder.
     """
 
-    def __init__(
-        self, workdir: str | os.PathLike[str] = "work", emit: Emit | None = log
-    ) -> None:  # fmt: skip
+    def __init__(self, workdir: str | os.PathLike[str] = "work", emit: Emit | None = log) -> None:
         self.workdir = Workdir(Path(workdir).absolute())
         self.emit = emit or (lambda _: None)
 
@@ -79,8 +77,10 @@ class Project:
         resolved = _resolved("train", [*known, *own, *others], options)
         config = resolved.build(TrainConfig)
         if config.verify_resume:
-            raise UsageError("verify_resume trains in processes of its own, which it kills",
-                             "use the command: bigmodel train --verify-resume N")  # fmt: skip
+            raise UsageError(
+                "verify_resume trains in processes of its own, which it kills",
+                "use the command: bigmodel train --verify-resume N",
+            )
         of_task = task_options(task, "train", resolved.said([*own, *others]))
         with self._running() as context:
             from bigmodel_cli.train.run import run as train
@@ -101,8 +101,10 @@ class Project:
         _check_name(run)
         for name in ("serve", "host", "port"):
             if name in options:
-                raise UsageError(f"`{name}` is an option of the command line alone",
-                                 "use the command: bigmodel serve FOLDER")  # fmt: skip
+                raise UsageError(
+                    f"`{name}` is an option of the command line alone",
+                    "use the command: bigmodel serve FOLDER",
+                )
         config = _resolved("deploy", keys(DeployConfig), options).build(DeployConfig)
         with self._running() as context:
             from bigmodel_cli.deploy.run import run as deploy
@@ -137,9 +139,12 @@ class Model:
     """A bundle, loaded to answer requests. One thread at a time may call it."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], device: str = "auto", threads: int = 0,
+        self,
+        folder: str | os.PathLike[str],
+        device: str = "auto",
+        threads: int = 0,
         precision: str = "auto",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """device, threads and precision as in `bigmodel predict`. Raises ArtifactError."""
         from bigmodel_cli.deploy.predict import Predictor
 
@@ -176,8 +181,10 @@ class Model:
         """The answers to requests, in their order, computed together. One that is wrong is an
         error that says which."""
         if isinstance(requests, str | bytes | Mapping) or not isinstance(requests, Iterable):
-            raise UsageError(f"a batch is `{requests!r:.60}`, but must be a list of requests",
-                             "for a single one call the model itself")  # fmt: skip
+            raise UsageError(
+                f"a batch is `{requests!r:.60}`, but must be a list of requests",
+                "for a single one call the model itself",
+            )
         answers: list[dict[str, Any]] = []
         checked: list[Request] = []
         for number, request in enumerate(requests, 1):
@@ -264,5 +271,7 @@ def _as_json(value: Any) -> Any:
 
 def _check_name(run: object) -> None:
     if not isinstance(run, str):
-        raise UsageError(f"the run's name is `{run!r:.60}`, but must be text",
-                         "options are given by name: train(steps=100)")  # fmt: skip
+        raise UsageError(
+            f"the run's name is `{run!r:.60}`, but must be text",
+            "options are given by name: train(steps=100)",
+        )

@@ -30,7 +30,7 @@ def test_a_small_model_comes_near_the_entropy_of_the_grammar_and_never_below(
     found = evaluate(work).document
     place = Workdir(work)
     split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
-    tokenizer = load_task(place.codec, "").tokenizer  # type: ignore[attr-defined]
+    tokenizer = load_task(place.preprocessor, "").tokenizer  # type: ignore[attr-defined]
     optimum = sum(
         grammar.bits(tokenizer.decode(split.values("tokens", unit, unit + 1).tolist()))
         for unit in range(len(split))

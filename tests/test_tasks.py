@@ -216,7 +216,7 @@ def changed(value: Any) -> Any:
     return f"Ж {value[::-1]} 他" if isinstance(value, str) else value
 
 
-def codec_without(folder: Path, name: str, change: bool) -> dict[str, bytes]:
+def learned_without(folder: Path, name: str, change: bool) -> dict[str, bytes]:
     """What a task learns where val and test are files of their own, with or without changes."""
     lines = KINDS[name].source(folder).read_text("utf-8").splitlines()
     third = len(lines) // 3
@@ -227,14 +227,16 @@ def codec_without(folder: Path, name: str, change: bool) -> dict[str, bytes]:
         (folder / f"{split}.jsonl").write_text(text, "utf-8")
     named = {split: str(folder / f"{split}.jsonl") for split in ("val", "test")}
     prepare(folder / "work", folder / "train.jsonl", **named, vocab_size=400)
-    return contents(Workdir(folder / "work").codec)
+    return contents(Workdir(folder / "work").preprocessor)
 
 
 @pytest.mark.parametrize("name", ["language", "chat", "text-classification", "translation"])
 def test_what_is_held_out_teaches_nothing(name: str, tmp_path: Path) -> None:
     for part in ("a", "b"):
         (tmp_path / part).mkdir()
-    assert codec_without(tmp_path / "a", name, False) == codec_without(tmp_path / "b", name, True)
+    assert learned_without(tmp_path / "a", name, False) == learned_without(
+        tmp_path / "b", name, True
+    )
 
 
 def test_held_out_images_do_not_choose_size_and_colour(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_held_out_images_do_not_choose_size_and_colour(tmp_path: Path) -> None:
             (folder / "train" / "dark" / f"00{number}.png").write_bytes(bytes(1 << 20))
         held_out = {split: str(folder / split) for split in ("val", "test")}
         prepare(folder / "work", folder / "train", **held_out)
-        found.append(contents(Workdir(folder / "work").codec))
+        found.append(contents(Workdir(folder / "work").preprocessor))
     assert found[0] == found[1]
     form = json.loads(found[0]["pictures.json"])
     assert (form["channels"], form["size"]) == (1, 12)

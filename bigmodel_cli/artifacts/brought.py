@@ -21,6 +21,7 @@ from bigmodel_cli.artifacts.tokenizer import (
     is_of_library,
     shorten,
 )
+from bigmodel_cli.artifacts.workdir import PREPROCESSORS
 from bigmodel_cli.errors import UsageError
 
 MOST_HOLES = 1 << 16  # ids without a token: each costs a row of the embedding
@@ -40,7 +41,14 @@ def _local(source: str) -> Path:
     path = Path(source)
     if not path.is_dir():
         return path
-    return next((p / FILE for p in (path, path / "codec") if (p / FILE).is_file()), path / FILE)
+    return next(
+        (
+            p / FILE
+            for p in (path, *(path / name for name in PREPROCESSORS))
+            if (p / FILE).is_file()
+        ),
+        path / FILE,
+    )
 
 
 def bring(source: str) -> Tokenizer:
@@ -75,9 +83,9 @@ def bring(source: str) -> Tokenizer:
         return finish(inner)
     except ValueError as error:
         raise UsageError(
-            f"--tokenizer `{source}` cannot be used: {error}", "bring another, or make one: "
-            "--tokenizer bpe",
-        ) from None  # fmt: skip
+            f"--tokenizer `{source}` cannot be used: {error}",
+            "bring another, or make one: --tokenizer bpe",
+        ) from None
 
 
 _NUMBER = "give each token an id of its own, from 0 on, or make a new tokenizer: --tokenizer bpe"
@@ -95,8 +103,11 @@ def _numbered(spec: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     for token, number in [*ids, *((token["content"], token["id"]) for token in extra)]:
         other, own = tokens.setdefault(number, token), vocabulary.get(token, number)
         if other != token:
-            raise UsageError(f"--tokenizer `{source}`: the tokens `{other}` and `{token}` have the "
-                             f"same id, {number:,}", _NUMBER)  # fmt: skip
+            raise UsageError(
+                f"--tokenizer `{source}`: the tokens `{other}` and `{token}` have the "
+                f"same id, {number:,}",
+                _NUMBER,
+            )
         if own != number:
             raise UsageError(
                 f"--tokenizer `{source}`: the token `{token}` has two ids, {own:,} and {number:,}",
@@ -109,8 +120,9 @@ def _numbered(spec: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     if holes > MOST_HOLES:
         raise UsageError(
             f"--tokenizer `{source}`: its highest id is {highest:,}, but it has only "
-            f"{len(tokens):,} tokens", _NUMBER,
-        )  # fmt: skip
+            f"{len(tokens):,} tokens",
+            _NUMBER,
+        )
     known = {token["id"]: token for token in extra}
     form = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [
@@ -187,10 +199,14 @@ def loss(tokenizer: Tokenizer, texts: Iterable[str]) -> Loss | None:
     if not examples:
         return None
     return Loss(
-        counts["texts"], counts["spaced"], counts["formed"], counts["missing"],
-        changed / size, min(lost / size, 1),
+        counts["texts"],
+        counts["spaced"],
+        counts["formed"],
+        counts["missing"],
+        changed / size,
+        min(lost / size, 1),
         next(examples[kind] for kind in ("missing", "formed", "spaced") if kind in examples),
-    )  # fmt: skip
+    )
 
 
 def _bytes(characters: Counter[str]) -> int:

@@ -41,8 +41,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     with storage(path):
         try:
-            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, path,
-                      metadata={"format": "pt"})  # fmt: skip
+            save_file(
+                {k: v.detach().contiguous().cpu() for k, v in tensors.items()},
+                path,
+                metadata={"format": "pt"},
+            )
         except SafetensorError as error:  # it wraps the operating system's error in words
             found = re.search(r"os error (\d+)|code: (\d+)", str(error))
             if found:

@@ -64,14 +64,19 @@ SPLIT = {"units": COUNT, "bytes": COUNT, "tokens": COUNT, "content": TEXT, "shar
 AMOUNT = {"rows": COUNT, "bytes": COUNT}
 REASONS = {ANY: {**AMOUNT, "where": [TEXT]}}
 DATA = {
-    "task": TEXT, "unit": TEXT, "measure?": TEXT, "fingerprint": TEXT,
-    "recipe": {"inputs": [{"name": TEXT, "sha256": TEXT, "named?": {ANY: maybe(TEXT)}}],
-               "options": OBJECT},
+    "task": TEXT,
+    "unit": TEXT,
+    "measure?": TEXT,
+    "fingerprint": TEXT,
+    "recipe": {
+        "inputs": [{"name": TEXT, "sha256": TEXT, "named?": {ANY: maybe(TEXT)}}],
+        "options": OBJECT,
+    },
     "command": {"sources": [TEXT], "exclude": [TEXT]},
     "splits": {"train": SPLIT, "val": SPLIT, "test": SPLIT},
     "ledger": {"in": AMOUNT, "kept": AMOUNT, "dropped": REASONS, "removed": REASONS},
     "codec": FILES,
-}  # fmt: skip
+}
 OPTIONS = {f"{k.name}?": maybe(NUMBER) for k in keys(TrainConfig) if k.type in (int, float)}
 RUN = {
     "run": TEXT, "task": TEXT, "options": OPTIONS, "fingerprint": TEXT, "data_fingerprint": TEXT,
@@ -104,15 +109,26 @@ EVALUATION = {
 }  # fmt: skip
 PROOF = {"proof": TEXT}
 RECEIPT = {
-    "split": TEXT, "run": TEXT, "checkpoint": TEXT, "weights": TEXT, "evaluated": FLAG,
-    "bigmodel": PROOF, "transformers": PROOF,
+    "split": TEXT,
+    "run": TEXT,
+    "checkpoint": TEXT,
+    "weights": TEXT,
+    "evaluated": FLAG,
+    "bigmodel": PROOF,
+    "transformers": PROOF,
     "precision?": {"name": TEXT, "metric": TEXT, "terms": COUNT},
-}  # fmt: skip
+}
 BUNDLE = {
-    "name": TEXT, "task": TEXT, "model": OBJECT, "layout": one_of(("huggingface", "native")),
-    "precision?": one_of(("fp32", "bf16", "int8")), "fingerprint": TEXT, "training": TEXT,
-    "data_fingerprint": TEXT, "files": FILES,
-}  # fmt: skip
+    "name": TEXT,
+    "task": TEXT,
+    "model": OBJECT,
+    "layout": one_of(("huggingface", "native")),
+    "precision?": one_of(("fp32", "bf16", "int8")),
+    "fingerprint": TEXT,
+    "training": TEXT,
+    "data_fingerprint": TEXT,
+    "files": FILES,
+}
 
 
 def problem(value: Any, form: Form, name: str = "") -> str:
@@ -139,6 +155,9 @@ def problem(value: Any, form: Form, name: str = "") -> str:
             missing = [key for key, name in wanted.items() if key == name and key not in value]
             if missing:
                 return f"`{within}{missing[0]}` is missing"
-            items = ((f"{within}{key}", value[key], form[name])
-                     for key, name in wanted.items() if key in value)  # fmt: skip
+            items = (
+                (f"{within}{key}", value[key], form[name])
+                for key, name in wanted.items()
+                if key in value
+            )
     return next(filter(None, (problem(item, inner, where) for where, item, inner in items)), "")

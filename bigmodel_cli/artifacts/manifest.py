@@ -199,8 +199,9 @@ def check_file(path: Path, info: Mapping[str, Any], what: str, hint: str) -> Non
         if found.st_size != info["bytes"]:
             raise ArtifactError(
                 f"the {what} `{path}` has {found.st_size:,} bytes where {info['bytes']:,} were "
-                "written", hint,
-            )  # fmt: skip
+                "written",
+                hint,
+            )
         if sha256(path) != info["sha256"]:
             raise ArtifactError(f"the {what} `{path}` is corrupt: its hash differs", hint)
     except FileNotFoundError:

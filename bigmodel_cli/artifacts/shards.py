@@ -149,9 +149,12 @@ def _check_columns(arrays: Mapping[str, NDArray[Any]], examples: int, path: Path
         else:
             last = len(arrays[field]) if field in arrays else -1
             right = (
-                offsets.dtype == np.int64 and len(offsets) == examples + 1
-                and offsets[0] == 0 and offsets[-1] == last and bool((np.diff(offsets) >= 0).all())
-            )  # fmt: skip
+                offsets.dtype == np.int64
+                and len(offsets) == examples + 1
+                and offsets[0] == 0
+                and offsets[-1] == last
+                and bool((np.diff(offsets) >= 0).all())
+            )
         if not right:
             raise ArtifactError(
                 f"the shard `{path}` is corrupt: `{field}` is not of {examples:,} examples", HINT
@@ -175,8 +178,11 @@ class Split:
             for name, entry in header.items():
                 if name != "__metadata__":
                     if entry["dtype"] not in DTYPES:
-                        raise ArtifactError(f"the shard `{path}` is corrupt: `{name}` is of the "
-                                            f"unknown type {entry['dtype']}", HINT)  # fmt: skip
+                        raise ArtifactError(
+                            f"the shard `{path}` is corrupt: `{name}` is of the "
+                            f"unknown type {entry['dtype']}",
+                            HINT,
+                        )
                     begin, end = entry["data_offsets"]
                     arrays[name] = np.frombuffer(
                         memoryview(data)[begin:end], DTYPES[entry["dtype"]]
@@ -236,7 +242,7 @@ class Split:
             parts = (
                 self.values(name, unit, unit + 1) if ragged else flat[name][unit : unit + 1]
                 for name, ragged in fields.items()
-            )  # fmt: skip
+            )
             yield b"\0".join(part.tobytes() for part in parts)
 
     def __len__(self) -> int:

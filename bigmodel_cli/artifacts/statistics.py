@@ -65,9 +65,12 @@ class Collector:
     in which they come, so that a sum that was interrupted ends at the same bits."""
 
     def __init__(
-        self, units: int, columns: int, cells: NDArray[np.int64] | None = None,
+        self,
+        units: int,
+        columns: int,
+        cells: NDArray[np.int64] | None = None,
         values: NDArray[np.float64] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.units, self.columns = units, columns
         self._cells = [] if cells is None else [cells]
         self._values = [] if values is None else [values]

@@ -34,9 +34,13 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 ENDOFTEXT, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
 SPECIALS = (
-    ENDOFTEXT, PAD, MASK, "<|im_start|>", "<|im_end|>",
+    ENDOFTEXT,
+    PAD,
+    MASK,
+    "<|im_start|>",
+    "<|im_end|>",
     *(f"<|spare_{i}|>" for i in range(11)),
-)  # fmt: skip
+)
 # Qwen2's pre-tokenizer regex, to the letter: llama.cpp knows it as `qwen2`.
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -240,8 +244,11 @@ class Tokenizer:
         if self._spelled and (spelled := np.isin(ids, self._spelled)).any():
             if self.unknown is None:
                 token = self.inner.id_to_token(int(ids[spelled][0]))
-                raise DataError(f"the tokenizer cannot encode a text that spells `{token}`: it has "
-                                "no unknown token", OTHER)  # fmt: skip
+                raise DataError(
+                    f"the tokenizer cannot encode a text that spells `{token}`: it has "
+                    "no unknown token",
+                    OTHER,
+                )
             ids[spelled] = self.unknown
         return ids, np.array([len(part) for part in parts], np.int64)
 
@@ -354,8 +361,9 @@ def load(folder: Path, hint: str = HINT) -> Tokenizer:
     if max(ids) >= tokenizer.size or len({*ids}) < len(ids):
         raise ArtifactError(
             f"the tokenizer `{path}` has {tokenizer.size:,} tokens with {len({*ids}):,} ids of up "
-            f"to {max(ids):,}: one token must have one id", hint,
-        )  # fmt: skip
+            f"to {max(ids):,}: one token must have one id",
+            hint,
+        )
     return tokenizer
 
 
@@ -369,8 +377,9 @@ def default_vocabulary(size: int) -> int:
     return 32768
 
 
-def train(texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[], None]], None]
-          ) -> Tokenizer:  # fmt: skip
+def train(
+    texts: Iterable[str], kind: str, size: int, wait: Callable[[Callable[[], None]], None]
+) -> Tokenizer:
     """A new tokenizer of `kind` (bpe, chars, bytes) with at most `size` tokens.
 
     `wait` runs the training and returns when it is done: it may be interrupted.

@@ -1,8 +1,8 @@
 """The working directory: every path in it, its locks, its cache of hashes.
 
 work/
-├── data/                        prepare: manifest.json, codec/, shards
-└── runs/<run>/                  train: config.json, codec/, log.jsonl, checkpoints/
+├── data/                        prepare: manifest.json, preprocessor/, shards
+└── runs/<run>/                  train: config.json, preprocessor/, log.jsonl, checkpoints/
                                  evaluate: evaluation.json, evaluation.safetensors, report.html
                                  deploy: bundle/
 """
@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 SOFT_LOCK = ".lock-soft"  # where the file system has no locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY)
 
+PREPROCESSORS = ("preprocessor", "codec")  # the folder's name, and what it was called before
+
+
+def _preprocessor(folder: Path) -> Path:
+    """What `prepare` learned, in the folder of data or of a run, by whichever name it has."""
+    paths = [folder / name for name in PREPROCESSORS]
+    return next((path for path in paths if path.exists()), paths[0])
+
 
 @dataclass(frozen=True)
 class Run:
@@ -54,8 +62,8 @@ class Run:
         return self.folder / "config.json"
 
     @property
-    def codec(self) -> Path:
-        return self.folder / "codec"
+    def preprocessor(self) -> Path:
+        return _preprocessor(self.folder)
 
     @property
     def log(self) -> Path:
@@ -116,8 +124,8 @@ class Workdir:
         return self.data / "manifest.json"
 
     @property
-    def codec(self) -> Path:
-        return self.data / "codec"
+    def preprocessor(self) -> Path:
+        return _preprocessor(self.data)
 
     def run(self, name: str) -> Run:
         """Raises UsageError for a name that is no plain folder name."""

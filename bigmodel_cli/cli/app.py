@@ -57,10 +57,13 @@ def show_version(wanted: bool) -> None:
 def build() -> typer.Typer:
     """The Typer app with every command."""
     app = typer.Typer(
-        name="bigmodel", help=layout(HELP), no_args_is_help=True,
-        rich_markup_mode="rich", pretty_exceptions_enable=False,
+        name="bigmodel",
+        help=layout(HELP),
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-    )  # fmt: skip
+    )
 
     @app.callback()
     def top(

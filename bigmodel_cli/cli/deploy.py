@@ -60,9 +60,13 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             return
         if common["json_"]:
             render.document(
-                {"bundle": str(done.folder), "layout": done.layout, "up_to_date": done.fresh,
-                 "receipt": done.receipt}
-            )  # fmt: skip
+                {
+                    "bundle": str(done.folder),
+                    "layout": done.layout,
+                    "up_to_date": done.fresh,
+                    "receipt": done.receipt,
+                }
+            )
         elif not common["quiet"]:
             show(done.folder, done.receipt, done.layout, done.fresh)
         if config.serve:
@@ -72,14 +76,18 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
 def show(folder: Path, receipt: Mapping[str, Any], layout: str, fresh: bool) -> None:
     """The bundle and what its receipt proves."""
     size = sum(path.stat().st_size for path in folder.iterdir())
-    render.say(f"{'up to date' if fresh else 'deployed'}: {folder} ({render.size(size)}, "
-          f"{receipt['checkpoint']}, layout {layout})")  # fmt: skip
+    render.say(
+        f"{'up to date' if fresh else 'deployed'}: {folder} ({render.size(size)}, "
+        f"{receipt['checkpoint']}, layout {layout})"
+    )
     for loader in ("bigmodel", "transformers"):
         proof = receipt[loader]
         if proof["proof"] == "passed":
-            render.say(f"  {proof.get('loader', loader)}: largest logit difference "
-                  f"{proof['largest_logit_difference']:.1e}, {proof['greedy_identical']} of "
-                  f"{proof['greedy_tokens']} greedy tokens the same")  # fmt: skip
+            render.say(
+                f"  {proof.get('loader', loader)}: largest logit difference "
+                f"{proof['largest_logit_difference']:.1e}, {proof['greedy_identical']} of "
+                f"{proof['greedy_tokens']} greedy tokens the same"
+            )
         else:
             render.say(f"  {loader}: {proof['proof']}")
     if "precision" in receipt:

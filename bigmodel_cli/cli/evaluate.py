@@ -59,8 +59,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         if rows(document)[0][-1] == "worse":
             advice = here(longer(place.run(run), place.run(run).read_config()))
             name = document["baseline"][losing]["name"]
-            render.say(f"  The model loses to {name}: make it larger, ship the baseline, or train "
-                       f"it longer: {advice}")  # fmt: skip
+            render.say(
+                f"  The model loses to {name}: make it larger, ship the baseline, or train "
+                f"it longer: {advice}"
+            )
         for gate in document["gates"]:
             render.say("  " + gate_text(gate))
         render.say(f"  {place.run(run).report}")

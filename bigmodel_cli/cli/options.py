@@ -21,9 +21,15 @@ def _folder(text: str) -> Path:
 
 WORKDIR = Annotated[
     str,
-    typer.Option("--workdir", "-w", envvar="BIGMODEL_WORKDIR", help="The working directory.",
-                 rich_help_panel="Everywhere", metavar="FOLDER"),
-]  # fmt: skip
+    typer.Option(
+        "--workdir",
+        "-w",
+        envvar="BIGMODEL_WORKDIR",
+        help="The working directory.",
+        rich_help_panel="Everywhere",
+        metavar="FOLDER",
+    ),
+]
 RUN = Annotated[
     str,
     typer.Option("--run", help="The training run.", rich_help_panel="Everywhere", metavar="NAME"),
@@ -85,17 +91,25 @@ def annotation(key: Key) -> Any:
     return Annotated[
         kind | None,
         typer.Option(
-            flag, help=_escape(meta["help"]), metavar=metavar, show_default=shown,
+            flag,
+            help=_escape(meta["help"]),
+            metavar=metavar,
+            show_default=shown,
             rich_help_panel=meta["panel"] or "Options",
             autocompletion=(lambda: list(meta["choices"])) if meta["choices"] else None,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def command(
-    app: typer.Typer, name: str, keys: Sequence[Key], act: Callable[..., None], help_: str,
-    *, run: bool = True,
-) -> None:  # fmt: skip
+    app: typer.Typer,
+    name: str,
+    keys: Sequence[Key],
+    act: Callable[..., None],
+    help_: str,
+    *,
+    run: bool = True,
+) -> None:
     """Registers `act(workdir, run, flags, common)` as a command with these keys."""
 
     def callback(**values: Any) -> None:

@@ -65,8 +65,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         fields = {name for task in TABLE for name in task_class(task).fields}
         for name in resolved.said(keys(PredictConfig)):
             if name in fields and name not in predictor.task.fields:
-                raise UsageError(f"--{name.replace('_', '-')} means nothing to the task "
-                                 f"`{predictor.task.name}`", "leave it out")  # fmt: skip
+                raise UsageError(
+                    f"--{name.replace('_', '-')} means nothing to the task `{predictor.task.name}`",
+                    "leave it out",
+                )
         if asked:
             _one(predictor, config.prompt, defaults, common["json_"])
             return

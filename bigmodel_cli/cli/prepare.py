@@ -71,5 +71,7 @@ def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path, seconds: float
     for kind in ("dropped", "removed"):
         for reason, entry in ledger[kind].items():
             what = "rows" if kind == "dropped" else "rows cleaned"
-            render.say(f"  {kind} {reason}: {entry['rows']:,} {what}, {entry['bytes']:,} bytes "
-                  f"(first: {entry['where'][0]})")  # fmt: skip
+            render.say(
+                f"  {kind} {reason}: {entry['rows']:,} {what}, {entry['bytes']:,} bytes "
+                f"(first: {entry['where'][0]})"
+            )

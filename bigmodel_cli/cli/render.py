@@ -108,9 +108,13 @@ class Screen:
             from rich.progress import Progress as Bars
 
             self._live = Bars(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=BAR_WIDTH),
-                TextColumn("{task.fields[details]}"), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=BAR_WIDTH),
+                TextColumn("{task.fields[details]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
             self._live.start()
         width = self._live.console.width
         bar = BAR_WIDTH if width >= WIDE else BAR_WIDTH // 2
@@ -194,8 +198,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(width_of(line[i]) for line in lines) for i in range(len(header))]
     for first, *others in lines:
         cells = [first + " " * (widths[0] - width_of(first))]
-        cells += [" " * (width - width_of(cell)) + cell
-                  for cell, width in zip(others, widths[1:], strict=True)]  # fmt: skip
+        cells += [
+            " " * (width - width_of(cell)) + cell
+            for cell, width in zip(others, widths[1:], strict=True)
+        ]
         print("  " + "  ".join(cells).rstrip())
 
 

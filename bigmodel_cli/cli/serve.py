@@ -66,7 +66,13 @@ def serve(config: ServeConfig, context: Context, as_json: bool) -> None:
     def ready(url: str) -> None:
         context.note(f"serving {url} (Ctrl-C ends it)")
         if as_json:
-            render.document({"url": url, "bundle": config.bundle, "model": predictor.name,
-                             "task": predictor.task.name})  # fmt: skip
+            render.document(
+                {
+                    "url": url,
+                    "bundle": config.bundle,
+                    "model": predictor.name,
+                    "task": predictor.task.name,
+                }
+            )
 
     server.serve(predictor, config.host, config.port, ready)

@@ -17,16 +17,20 @@ from bigmodel_cli.worker import can_start
 
 
 def settle(
-    stage: str, known: Iterable[Key], flags: Mapping[str, Any], common: Mapping[str, Any],
+    stage: str,
+    known: Iterable[Key],
+    flags: Mapping[str, Any],
+    common: Mapping[str, Any],
     others: Iterable[Key] = (),
-) -> Resolved | None:  # fmt: skip
+) -> Resolved | None:
     """The configuration in force; None when --show-config asked only to see it. others: keys that
     may be said, but are of no use to the task at hand, and not shown."""
     if not can_start(len(os.sched_getaffinity(0))):  # numpy's OpenBLAS would interrupt us
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     known = list(known)
-    resolved = resolve(stage, [*known, *others], flags, recipe=common["config"],
-                       sets=common["set_"] or ())  # fmt: skip
+    resolved = resolve(
+        stage, [*known, *others], flags, recipe=common["config"], sets=common["set_"] or ()
+    )
     if not common["show_config"]:
         return resolved
     values = {key.name.rstrip("_"): resolved.values[key.name] for key in known}

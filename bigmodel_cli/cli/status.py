@@ -40,9 +40,11 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         runs[item.name] = [
             {"stage": stage, **_guarded(state, item, place)}
             for stage, state in (
-                ("train", train_state), ("evaluate", evaluate_state), ("deploy", deploy_state),
+                ("train", train_state),
+                ("evaluate", evaluate_state),
+                ("deploy", deploy_state),
             )
-        ]  # fmt: skip
+        ]
     if common["json_"]:
         render.document({"workdir": str(workdir), "data": stages[0], "runs": runs})
         return
@@ -93,7 +95,7 @@ def data_state(place: Workdir) -> dict[str, Any]:
         if not intact(place, document):
             return {
                 "state": "corrupt",
-                "detail": "shards or codec are damaged",
+                "detail": "shards or preprocessor are damaged",
                 **_size(place.data),
             }
         changed = source_changes(place, document)
@@ -155,10 +157,11 @@ def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
     verdict = f", {sum(gates)} of {len(gates)} gates passed" if gates else ""
     sample = document["protocol"].get("sample")
     return {
-        "state": "fresh", **_size_of(item.evaluation),
+        "state": "fresh",
+        **_size_of(item.evaluation),
         "detail": f"{metric} {entry['value'] or 0:.4g} on {document['split']}, "
         f"{document['checkpoint']}{verdict}{f', {sample}' if sample else ''}",
-    }  # fmt: skip
+    }
 
 
 def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
@@ -179,8 +182,10 @@ def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
 
 def _size_of(path: Path) -> dict[str, Any]:
     stat = path.stat()
-    return {"bytes": stat.st_size,
-            "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(stat.st_mtime))}  # fmt: skip
+    return {
+        "bytes": stat.st_size,
+        "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(stat.st_mtime)),
+    }
 
 
 def _weights(item: Run) -> dict[str, str]:

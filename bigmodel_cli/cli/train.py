@@ -46,8 +46,9 @@ def register(app: typer.Typer) -> None:
 
 def _by_task(key: Key) -> Key:
     """A key whose help also says which tasks have another default."""
-    other = {n: task_class(n).defaults[key.name] for n in TABLE
-             if key.name in task_class(n).defaults}  # fmt: skip
+    other = {
+        n: task_class(n).defaults[key.name] for n in TABLE if key.name in task_class(n).defaults
+    }
     if not other:
         return key
     shown = ", ".join([str(key.default), *(f"{name}: {value}" for name, value in other.items())])
@@ -75,10 +76,13 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         if common["json_"]:
             render.document(proof)
         elif not common["quiet"]:
-            render.say(f"verified: killed after step {proof['killed_after']}, resumed from "
-                  f"{proof['resumed_from']}, and after {proof['steps']} steps the same bytes "
-                  f"({proof['sha256'][:12]}): " + ", ".join(proof["compared"])
-                  + (", compiled" if proof["compiled"] else ""))  # fmt: skip
+            render.say(
+                f"verified: killed after step {proof['killed_after']}, resumed from "
+                f"{proof['resumed_from']}, and after {proof['steps']} steps the same bytes "
+                f"({proof['sha256'][:12]}): "
+                + ", ".join(proof["compared"])
+                + (", compiled" if proof["compiled"] else "")
+            )
         return
     with running(common) as context:
         done = train(built, options, place, run, context)
@@ -87,17 +91,23 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     if common["json_"]:
         render.document(
             {
-                "run": done.run, "best": done.checkpoint, "step": done.step,
-                "tokens": done.tokens, "seconds": round(done.seconds, 1),
-                "validation": dict(done.validation), "up_to_date": done.fresh,
+                "run": done.run,
+                "best": done.checkpoint,
+                "step": done.step,
+                "tokens": done.tokens,
+                "seconds": round(done.seconds, 1),
+                "validation": dict(done.validation),
+                "up_to_date": done.fresh,
             }
-        )  # fmt: skip
+        )
         return
     if common["quiet"]:
         return
     state = "up to date" if done.fresh else "trained"
-    render.say(f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, "
-          f"{done.tokens:,} {task.positions}, {done.seconds:.0f} s")  # fmt: skip
+    render.say(
+        f"{state}: {workdir}/runs/{done.run}, {done.step:,} steps, "
+        f"{done.tokens:,} {task.positions}, {done.seconds:.0f} s"
+    )
     if done.validation:
         figures = ", ".join(
             f"{name} {value:.4g}" for name, value in done.validation.items() if value is not None

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 
 def card(
-    name: str, task: Task, config: ModelConfig, training: Mapping[str, Any],
-    state: Mapping[str, Any], data: Mapping[str, Any], evaluation: Mapping[str, Any] | None,
-    receipt: Mapping[str, Any], portable: bool,
-) -> str:  # fmt: skip
+    name: str,
+    task: Task,
+    config: ModelConfig,
+    training: Mapping[str, Any],
+    state: Mapping[str, Any],
+    data: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+    receipt: Mapping[str, Any],
+    portable: bool,
+) -> str:
     """What the model is, what it learned from, how good it is, and what it is for."""
     options = training["options"]
     tags = ["bigmodel", task.name]
@@ -30,13 +36,16 @@ def card(
     lines += ["## Use", "", "```sh", f"bigmodel predict --bundle {name} '…'", "```", ""]
     if portable:
         lines += [
-            f"It loads in transformers as `{ARCHITECTURE}`, with no custom code:", "",
+            f"It loads in transformers as `{ARCHITECTURE}`, with no custom code:",
+            "",
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
             f'model = AutoModelForCausalLM.from_pretrained("{name}")',
             f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-            "```", "",
-        ]  # fmt: skip
+            "```",
+            "",
+        ]
     else:
         lines += [
             "Only bigmodel loads it: other engines do not know its form.",
@@ -65,15 +74,24 @@ def card(
         }.items()
     ]
     measure = data.get("measure", "tokens")
-    lines += ["", "## Data", "", f"| split | {data['unit']} | bytes | {measure} |",
-              "|---|---:|---:|---:|"]  # fmt: skip
+    lines += [
+        "",
+        "## Data",
+        "",
+        f"| split | {data['unit']} | bytes | {measure} |",
+        "|---|---:|---:|---:|",
+    ]
     lines += [
         f"| {split} | {part['units']:,} | {part['bytes']:,} | {part['tokens']:,} |"
         for split, part in data["splits"].items()
     ]
     ledger = data["ledger"]
-    lines += ["", "| ledger | rows | bytes |", "|---|---:|---:|",
-              f"| came in | {ledger['in']['rows']:,} | {ledger['in']['bytes']:,} |"]  # fmt: skip
+    lines += [
+        "",
+        "| ledger | rows | bytes |",
+        "|---|---:|---:|",
+        f"| came in | {ledger['in']['rows']:,} | {ledger['in']['bytes']:,} |",
+    ]
     lines += [
         f"| {kind} {reason} | {entry['rows']:,} | {entry['bytes']:,} |"
         for kind in ("dropped", "removed")
@@ -93,9 +111,11 @@ def card(
         lines += [f"Answers in {effect['name']}: {effect['metric']} {low} where fp32 has {full},"]
         lines += [f"on {where}.", ""]
     lines += [
-        f"- data `{data['fingerprint']}`", f"- training `{training['fingerprint']}`",
-        f"- weights `{receipt['weights']}`", "",
-    ]  # fmt: skip
+        f"- data `{data['fingerprint']}`",
+        f"- training `{training['fingerprint']}`",
+        f"- weights `{receipt['weights']}`",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -154,9 +174,12 @@ def _cell(value: Any) -> str:
 def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     count = next(iter(evaluation["metrics"].values()))["n"]
     scored = evaluation["protocol"].get("sample") or f"{count:,} {evaluation['unit']}"
-    lines = [f"On the {evaluation['split']} split, {scored}:", "",
-             "| metric | model | 95 % interval | strongest baseline | model is |",
-             "|---|---:|---:|---:|---:|"]  # fmt: skip
+    lines = [
+        f"On the {evaluation['split']} split, {scored}:",
+        "",
+        "| metric | model | 95 % interval | strongest baseline | model is |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for metric, entry in evaluation["metrics"].items():
         base = evaluation["baseline"].get(metric)
         low, high = entry["low"], entry["high"]

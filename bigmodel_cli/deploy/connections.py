@@ -64,8 +64,13 @@ class Watch:
 
     def settings(self) -> dict[str, Any]:
         """Of uvicorn."""
-        return {"http": partial(Connection, self), "backlog": TAKEN, "callback_notify": self.look,
-                "timeout_notify": 0, "timeout_keep_alive": HEAD_SECONDS}  # fmt: skip
+        return {
+            "http": partial(Connection, self),
+            "backlog": TAKEN,
+            "callback_notify": self.look,
+            "timeout_notify": 0,
+            "timeout_keep_alive": HEAD_SECONDS,
+        }
 
     def end(self, connection: Connection) -> None:
         self.ended += 1

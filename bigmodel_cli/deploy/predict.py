@@ -43,8 +43,9 @@ class Predictor:
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise ArtifactError(f"the bundle `{folder}` is corrupt: {error!r}", HINT) from None
         if config.shape != shape:
-            raise ArtifactError(f"the bundle `{folder}` is corrupt: its model is not of its task",
-                                HINT)  # fmt: skip
+            raise ArtifactError(
+                f"the bundle `{folder}` is corrupt: its model is not of its task", HINT
+            )
         path = folder / checkpoint.MODEL
         weights = checkpoint.load_tensors(path, "bundle", HINT)
         if not all(map(checkpoint.is_finite, weights.values())):
@@ -84,9 +85,11 @@ class Predictor:
         yield from self.task.answer(self.model, requests)
 
     def answer_lines(
-        self, lines: Sequence[bytes], defaults: Mapping[str, Any],
+        self,
+        lines: Sequence[bytes],
+        defaults: Mapping[str, Any],
         ignored: Counter[str] | None = None,
-    ) -> list[dict[str, Any]]:  # fmt: skip
+    ) -> list[dict[str, Any]]:
         """One answer for each JSON line, in order, `id` passed through; a bad line yields
         {"error": {…}} in its place. ignored: counts the unknown names in good lines."""
         answers: list[dict[str, Any]] = [{} for _ in lines]

@@ -25,9 +25,12 @@ Continue = Callable[["Tensor", int], list[int]]
 
 
 def compare(
-    reference: SequenceModel, inputs: Sequence[Mapping[str, Tensor]],
-    forward: Callable[..., Tensor], write: Continue, what: str,
-) -> dict[str, Any]:  # fmt: skip
+    reference: SequenceModel,
+    inputs: Sequence[Mapping[str, Tensor]],
+    forward: Callable[..., Tensor],
+    write: Continue,
+    what: str,
+) -> dict[str, Any]:
     """Compares the logits of `inputs`, and the greedy continuations of the first halves of texts.
 
     forward: gives logits as the reference does; write: (1, T) token ids and a number → as many
@@ -90,8 +93,9 @@ def answers(
     if same < len(requests):
         raise BigmodelError(
             f"the bundle does not answer as the checkpoint does: {same} of {len(requests)} answers "
-            "are the same", "the bundle was not written; please report it",
-        )  # fmt: skip
+            "are the same",
+            "the bundle was not written; please report it",
+        )
     return {"answers": len(requests), "answers_identical": same}
 
 
@@ -137,9 +141,11 @@ def effect(
 
 
 def transformers_proof(
-    folder: Path, reference: SequenceModel, inputs: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+    reference: SequenceModel,
+    inputs: Sequence[Mapping[str, Tensor]],
     texts: Sequence[Any],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Loads the bundle as any user of transformers would, and compares. `texts`: those (or
     dialogues) whose ids its tokenizer must give as ours does, the first one being <|endoftext|>.
 
@@ -157,8 +163,10 @@ def transformers_proof(
     )
     odd = {key: sorted(map(str, value)) for key, value in info.items() if value}
     if odd:
-        raise BigmodelError(f"transformers does not load the bundle cleanly: {odd}",
-                            "the bundle was not written; please report it")  # fmt: skip
+        raise BigmodelError(
+            f"transformers does not load the bundle cleanly: {odd}",
+            "the bundle was not written; please report it",
+        )
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for text, each in zip(texts, inputs, strict=False):
@@ -166,8 +174,10 @@ def transformers_proof(
         plain = isinstance(text, str)
         theirs = tokenizer(text) if plain else tokenizer.apply_chat_template(text, return_dict=True)
         if list(theirs["input_ids"][: len(ids)]) != ids:
-            raise BigmodelError("transformers tokenizes a held-out text differently",
-                                "the bundle was not written; please report it")  # fmt: skip
+            raise BigmodelError(
+                "transformers tokenizes a held-out text differently",
+                "the bundle was not written; please report it",
+            )
     # only what it is given decides when to end: the checkpoint's side never stops early either
     model.generation_config.eos_token_id = None
 

@@ -20,7 +20,7 @@ from bigmodel_cli.tasks import Task, load_task, save_task
 
 ASIDE = "bundle.old"  # while a new one takes its place
 UNSAID = ("precision", "fp32")  # the default came later than the first bundles
-CODEC_HINT = "train again: bigmodel train --restart"
+PREPROCESSOR_HINT = "train again: bigmodel train --restart"
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
         weights = state["files"][checkpoint.MODEL]["sha256"]
         evaluation = _evaluation(place, weights, context)
         recipe = {
-            "stage": "deploy", "weights": weights,
-            "options": {k: v for k, v in identity(config).items()
-                        if k != "checkpoint" and (k, v) != UNSAID},
+            "stage": "deploy",
+            "weights": weights,
+            "options": {
+                k: v for k, v in identity(config).items() if k != "checkpoint" and (k, v) != UNSAID
+            },
             "evaluation": evaluation["fingerprint"] if evaluation else None,
             "prover": _transformers_version(),
-        }  # fmt: skip
+        }
         print_ = manifest.fingerprint(recipe)
         old = _old(place.bundle, print_) if not config.force else None
         if old:
@@ -112,10 +114,17 @@ def _old(folder: Path, fingerprint: str) -> Deployed | None:
 
 
 def _build(
-    path: Path, state: Mapping[str, Any], training: Mapping[str, Any], data: Mapping[str, Any],
-    evaluation: dict[str, Any] | None, fingerprint: str, precision: str, workdir: Workdir,
-    place: Run, context: Context,
-) -> Deployed:  # fmt: skip
+    path: Path,
+    state: Mapping[str, Any],
+    training: Mapping[str, Any],
+    data: Mapping[str, Any],
+    evaluation: dict[str, Any] | None,
+    fingerprint: str,
+    precision: str,
+    workdir: Workdir,
+    place: Run,
+    context: Context,
+) -> Deployed:
     context.emit(Progress("load", 0, None, ""))
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.deploy import huggingface
@@ -127,8 +136,8 @@ def _build(
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.tasks.text import TextTask
 
-    manifest.check_files(place.codec, training["codec"], "codec", CODEC_HINT)
-    task = load_task(place.codec, CODEC_HINT)
+    manifest.check_files(place.preprocessor, training["codec"], "preprocessor", PREPROCESSOR_HINT)
+    task = load_task(place.preprocessor, PREPROCESSOR_HINT)
     shape = ModelConfig.from_json(training["model"])
     check(shape, precision, "cpu")
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
@@ -157,13 +166,14 @@ def _build(
         rows = training["resolved"]["micro_batch"]  # what training found room for
         receipt["precision"] = effect(task, model, precision, split, rows)
     receipt |= {
-        "run": place.name, "checkpoint": path.name,
+        "run": place.name,
+        "checkpoint": path.name,
         "weights": state["files"][checkpoint.MODEL]["sha256"],
         "evaluated": evaluation is not None,
         # figures of unlike precisions agree to rounding
         "evaluated_in": evaluation["environment"].get("precision") if evaluation else None,
         "answers_in": precision,
-    }  # fmt: skip
+    }
     manifest.write_json(staging / RECEIPT, receipt)
     text = card(name, task, shape, training, state, data, evaluation, receipt, portable)
     manifest.write_atomic(staging / CARD, text.encode())
@@ -171,13 +181,17 @@ def _build(
     manifest.write_json(
         staging / BUNDLE,
         {
-            "name": name, "task": task.name, "model": shape.to_json(),
-            "layout": "huggingface" if portable else "native", "precision": precision,
+            "name": name,
+            "task": task.name,
+            "model": shape.to_json(),
+            "layout": "huggingface" if portable else "native",
+            "precision": precision,
             "fingerprint": fingerprint,
-            "training": training["fingerprint"], "data_fingerprint": data["fingerprint"],
+            "training": training["fingerprint"],
+            "data_fingerprint": data["fingerprint"],
             "files": files,
         },
-    )  # fmt: skip
+    )
     with context.stop.deferred():
         _publish(staging, place)
     if context.stop.requested:
@@ -193,9 +207,14 @@ def _pretty(document: Mapping[str, Any]) -> bytes:
 
 
 def _receipt(
-    model: Any, task: Task, staging: Path, portable: bool, data: Mapping[str, Any],
-    workdir: Workdir, context: Context,
-) -> dict[str, Any]:  # fmt: skip
+    model: Any,
+    task: Task,
+    staging: Path,
+    portable: bool,
+    data: Mapping[str, Any],
+    workdir: Workdir,
+    context: Context,
+) -> dict[str, Any]:
     """Loads what was written, by both ways that users load it, and compares with the checkpoint."""
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.deploy import receipt

@@ -140,8 +140,12 @@ class Service:
         self.bodies = Bodies()
         # large images take turns, on one thread: what another one frees would stay with that
         self.large, self.decoder = asyncio.Lock(), started(1, "decoder")
-        self.card = {"id": predictor.name, "object": "model", "created": int(time.time()),
-                     "owned_by": "bigmodel"}  # fmt: skip
+        self.card = {
+            "id": predictor.name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "bigmodel",
+        }
         shape = predictor.model.config.shape
         if shape.vocabulary:  # what reads tokens, or items
             self.card["max_model_len"] = shape.context
@@ -183,15 +187,22 @@ class Service:
             checked_ = await asyncio.to_thread(check, given, self.predictor)
             prompts, requests, read, ignored = checked_
             del given["prompt"]  # which may be long
-        head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion",
-                "created": int(time.time()), "model": self.predictor.name}  # fmt: skip
+        head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self.predictor.name,
+        }
         counted = given.get("stream_options", {}).get("include_usage") is True
         texts = prompts if given.get("echo") else [""] * len(prompts)  # what is not sent yet
         written = 0
 
         def document(*choices: tuple[int, str, str | None], usage: bool) -> dict[str, Any]:
-            tokens = {"prompt_tokens": read, "completion_tokens": written,
-                      "total_tokens": read + written}  # fmt: skip
+            tokens = {
+                "prompt_tokens": read,
+                "completion_tokens": written,
+                "total_tokens": read + written,
+            }
             names = ("index", "text", "finish_reason")
             parts = [dict(zip(names, choice), logprobs=None) for choice in choices]
             return {**head, "choices": parts, "usage": tokens if usage else None}
@@ -239,9 +250,11 @@ def app(predictor: Predictor) -> FastAPI:
             Route("/v1/models", service.models),
             Route("/v1/models/{model:path}", service.model),
         ],
-        middleware=[Middleware(guard)], redirect_slashes=False, openapi_url=None,
+        middleware=[Middleware(guard)],
+        redirect_slashes=False,
+        openapi_url=None,
         exception_handlers={HTTPException: refuse, DataError: refuse},
-    )  # fmt: skip
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -36,9 +36,12 @@ class Earlier:
         """Raises ArtifactError."""
         path = Path(name)
         document = manifest.read_json(
-            path, "earlier evaluation", "give --against an evaluation.json",
-            {"statistics?": forms.FILE}, regular=False,
-        )  # fmt: skip
+            path,
+            "earlier evaluation",
+            "give --against an evaluation.json",
+            {"statistics?": forms.FILE},
+            regular=False,
+        )
         beside = path.with_suffix(".safetensors")
         info = document.get("statistics")
         if info is None:
@@ -75,9 +78,12 @@ class Figures:
         self.earlier: Earlier | None = None
 
     def resample(
-        self, own: UnitStatistics, earlier: Earlier | None, seed: int,
+        self,
+        own: UnitStatistics,
+        earlier: Earlier | None,
+        seed: int,
         progress: Callable[[int], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Draws units. Raises UsageError when the earlier evaluation scored other ones."""
         scored = {MODEL: own.model}
         scored |= {f"baseline {name}": part for name, part in own.baselines.items()}

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from bigmodel_cli.evaluate.compare import Figures
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 NUMBER = r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
 RULE = re.compile(
     rf"\s*([\w@]+)\s*(<=|>=|<|>)\s*"
@@ -75,16 +78,20 @@ def parse(texts: Sequence[str], metrics: Sequence[Metric], previous: bool) -> li
                 f"`--require {text}`: `{source}` is not a bound", did_you_mean(source, SOURCES)
             )
         if sign == "*" and percent:
-            raise UsageError(f"`--require {text}` is not a rule", f"write {source}*{size} without "
-                             f"%, or {source}+{size}%")  # fmt: skip
+            raise UsageError(
+                f"`--require {text}` is not a rule",
+                f"write {source}*{size} without %, or {source}+{size}%",
+            )
         if source == "previous" and not previous:
             raise UsageError(
                 f"`--require {text}` needs an earlier evaluation", "add --against evaluation.json"
             )
         margin = float(size or 0) * (-1 if sign == "-" else 1) / (100 if percent else 1)
         if not math.isfinite(float(number or 0)) or not math.isfinite(margin):
-            raise UsageError(f"`--require {text}` has a bound that is not a finite number",
-                             "give a smaller number")  # fmt: skip
+            raise UsageError(
+                f"`--require {text}` has a bound that is not a finite number",
+                "give a smaller number",
+            )
         factor = margin if sign == "*" else 1 + margin if percent else 1.0
         shift = 0.0 if sign == "*" or percent else margin
         rules.append(

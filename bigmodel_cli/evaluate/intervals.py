@@ -26,9 +26,11 @@ Draws = Mapping[str, NDArray[np.float64]]  # each metric's values (R,); none of 
 
 
 def resample(
-    scored: Mapping[str, Statistics], metrics: Sequence[Metric], seed: int,
+    scored: Mapping[str, Statistics],
+    metrics: Sequence[Metric],
+    seed: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, Draws]:  # fmt: skip
+) -> dict[str, Draws]:
     """The metrics of everything that was scored on the same units, each for the same draws. A
     metric of counts has none."""
     count, columns = next((s.units, s.columns) for s in scored.values())
@@ -95,9 +97,12 @@ class Difference:
 
 
 def difference(
-    value: float, bound: float, count: int, draws: NDArray[np.float64] | None = None,
+    value: float,
+    bound: float,
+    count: int,
+    draws: NDArray[np.float64] | None = None,
     bounds: NDArray[np.float64] | float = math.nan,
-) -> Difference:  # fmt: skip
+) -> Difference:
     """value − bound, with its limits from the draws of both."""
 
     def rounded(number: float | None) -> float | None:

@@ -136,8 +136,10 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
         body = [[c if isinstance(c, str) else f"{c:,.4g}" for c in row] for row in table["rows"]]
         parts.append(f"<h2>{escape(table['title'])}</h2>" + _table(table["header"], body))
     if document["samples"]:
-        parts.append("<h2>Samples</h2><p class=soft>The request is in bold, then comes the "
-                     "model's answer; below it, what was really there.</p>")  # fmt: skip
+        parts.append(
+            "<h2>Samples</h2><p class=soft>The request is in bold, then comes the "
+            "model's answer; below it, what was really there.</p>"
+        )
         parts += [
             f"<pre>{_picture(s)}<b>{escape(s['prompt'])}</b>{escape(s['output'].removeprefix(s['prompt']))}"
             f"<br><br><span class=soft>really: {escape(s['reference'])}</span></pre>"
@@ -166,9 +168,12 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
     ]
     parts.append("<h2>Ledger</h2>" + _table(["", "rows", "bytes"], counted))
     proof = {
-        "evaluation": document["fingerprint"], "weights": document["weights"],
-        "data": document["data_fingerprint"], **document["protocol"], **document["environment"],
-    }  # fmt: skip
+        "evaluation": document["fingerprint"],
+        "weights": document["weights"],
+        "data": document["data_fingerprint"],
+        **document["protocol"],
+        **document["environment"],
+    }
     parts.append(
         "<h2>Provenance</h2>"
         + _table(["", ""], [[k, str(v)] for k, v in proof.items() if v is not None])
@@ -227,8 +232,14 @@ def _curves(place: Run) -> str:
         shown = trained[:: max(1, len(trained) // POINTS)]
         axes.plot(*zip(*shown, strict=True), lw=1, color="#9db2ce", label="training")
         if validated:
-            axes.plot(*zip(*validated, strict=True), lw=2, marker="o", ms=4, color="#1f5fbf",
-                      label="validation")  # fmt: skip
+            axes.plot(
+                *zip(*validated, strict=True),
+                lw=2,
+                marker="o",
+                ms=4,
+                color="#1f5fbf",
+                label="validation",
+            )
         axes.set_xlabel("tokens")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel("loss (nats)")

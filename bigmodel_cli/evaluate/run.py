@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.evaluate.gates import Rule
 
 ROWS = 16
-CODEC_HINT = "train again: bigmodel train --restart"
+PREPROCESSOR_HINT = "train again: bigmodel train --restart"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,8 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
     from bigmodel_cli.evaluate import gates
     from bigmodel_cli.evaluate.compare import Figures
 
-    manifest.check_files(place.codec, known["codec"], "codec", CODEC_HINT)
-    task = load_task(place.codec, CODEC_HINT)
+    manifest.check_files(place.preprocessor, known["codec"], "preprocessor", PREPROCESSOR_HINT)
+    task = load_task(place.preprocessor, PREPROCESSOR_HINT)
     metrics = (*task.answer_metrics(), *task.metrics())
     rules = gates.parse(config.require, metrics, bool(config.against))
     for line in gates.wrong_way(rules, metrics):
@@ -161,9 +161,15 @@ def _progress(context: Context) -> Callable[[int], None]:
 
 
 def _score(
-    config: EvaluateConfig, task: Task, path: Path, known: Mapping[str, Any],
-    data: Mapping[str, Any], fingerprint: str, workdir: Workdir, context: Context,
-) -> tuple[dict[str, Any], UnitStatistics]:  # fmt: skip
+    config: EvaluateConfig,
+    task: Task,
+    path: Path,
+    known: Mapping[str, Any],
+    data: Mapping[str, Any],
+    fingerprint: str,
+    workdir: Workdir,
+    context: Context,
+) -> tuple[dict[str, Any], UnitStatistics]:
     """The evaluation without what draws give, and the statistics of its units."""
     context.emit(Progress("load", 0, None, ""))
     import numpy as np
@@ -186,9 +192,13 @@ def _score(
     precision = known["resolved"]["precision"]  # what it was trained in
     rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
     environment = {
-        "bigmodel": __version__, "torch": torch.__version__, "numpy": np.__version__,
-        "python": platform.python_version(), "device": device.type, "precision": precision,
-    }  # fmt: skip
+        "bigmodel": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": device.type,
+        "precision": precision,
+    }
     key = {"evaluation": fingerprint, "rows": rows, "threads": torch.get_num_threads()}
     key_ = manifest.fingerprint({**key, **environment})
     partial = Partial(workdir.run(known["run"]).partial, key_, len(split), len(task.statistics))
@@ -200,9 +210,10 @@ def _score(
     Scorer(task, split, partial, context).run(model, train, rows, precision)
     metrics = (*task.answer_metrics(), *task.metrics())
     own = UnitStatistics(
-        identify(task.contents(split)), partial.model.statistics(),
+        identify(task.contents(split)),
+        partial.model.statistics(),
         {name: statistics for name, (statistics, _) in partial.baselines.items()},
-    )  # fmt: skip
+    )
     values = _values(metrics, own.model.sums(), partial.counts)
     baselines = {
         name: _values(metrics, statistics.sums(), counts)
@@ -218,12 +229,18 @@ def _score(
         "checkpoint": path.name,
         "split": config.split,
         "protocol": {
-            "task": task.name, "split": config.split,
-            "data": data["splits"][config.split]["content"], **sample, **task.protocol(),
+            "task": task.name,
+            "split": config.split,
+            "data": data["splits"][config.split]["content"],
+            **sample,
+            **task.protocol(),
         },
         "metrics": {
             metric.name: {
-                "value": values[metric.name], "low": None, "high": None, "n": len(split),
+                "value": values[metric.name],
+                "low": None,
+                "high": None,
+                "n": len(split),
                 "higher_is_better": metric.higher_is_better,
             }
             for metric in metrics
@@ -232,13 +249,11 @@ def _score(
         "measure": task.measure,
         "baseline": strongest(metrics, baselines),
         "baselines": baselines,
-        "tables": [
-            dataclasses.asdict(t) for t in task.tables(own.model.sums(), partial.counts)
-        ],
+        "tables": [dataclasses.asdict(t) for t in task.tables(own.model.sums(), partial.counts)],
         "data_fingerprint": data["fingerprint"],
         "samples": samples,
         "environment": environment,
-    }  # fmt: skip
+    }
     return document, own
 
 

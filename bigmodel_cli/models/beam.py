@@ -33,9 +33,13 @@ def penalty(length: int, power: float) -> float:
 
 @torch.inference_mode()
 def search(
-    model: SequenceModel, prompts: Sequence[Sequence[int]], most: Sequence[int], how: Search,
-    end: int, banned: Sequence[int] = (),
-) -> list[Found]:  # fmt: skip
+    model: SequenceModel,
+    prompts: Sequence[Sequence[int]],
+    most: Sequence[int],
+    how: Search,
+    end: int,
+    banned: Sequence[int] = (),
+) -> list[Found]:
     """The best text for each prompt, of at most `most` tokens with its end: what else is in the
     batch does not matter. Prompt and text must fit into the model's context.
 

@@ -191,8 +191,11 @@ class TransformerConfig(ModelConfig):
         "positions": ("rotary", "learned", "none"),
     }
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = (
-        *ModelConfig.MAY_BE_ZERO, "position_offset", "sliding_window", "token_types",
-    )  # fmt: skip
+        *ModelConfig.MAY_BE_ZERO,
+        "position_offset",
+        "sliding_window",
+        "token_types",
+    )
 
     heads: int
     kv_heads: int

@@ -23,9 +23,7 @@ def batch_size(model: ModelConfig, row_tokens: float, device: str) -> int:
     return max(1, round(tokens / row_tokens))
 
 
-def micro_batch(
-    model: ModelConfig, row_tokens: float, batch: int, device: str, memory: int
-) -> int:  # fmt: skip
+def micro_batch(model: ModelConfig, row_tokens: float, batch: int, device: str, memory: int) -> int:
     """Rows at a time: what fits in `memory` bytes beside weights and optimizer; on a CPU no more
     than keeps each array near the caches (measured: 1.5 times as fast as all at once)."""
     room = max(0, memory * SHARE - model.parameters() * WEIGHT_BYTES)

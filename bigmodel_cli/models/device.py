@@ -52,8 +52,11 @@ def _keep_freed_memory() -> None:
     which hands out and clears each page anew: up to a fifth of a CPU's training time."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        for setting, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, (1 << 31) - 1),
-                               (M_TOP_PAD, 256 << 20)):  # fmt: skip
+        for setting, value in (
+            (M_MMAP_THRESHOLD, 32 << 20),
+            (M_TRIM_THRESHOLD, (1 << 31) - 1),
+            (M_TOP_PAD, 256 << 20),
+        ):
             libc.mallopt(setting, value)
 
 

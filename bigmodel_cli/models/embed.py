@@ -34,9 +34,12 @@ def linear(inputs: int, outputs: int, *, zero: bool = False, bias: bool = False)
 
 
 def rotary_angles(
-    positions_BT: Tensor, head_width: int, theta: float, dtype: torch.dtype,
+    positions_BT: Tensor,
+    head_width: int,
+    theta: float,
+    dtype: torch.dtype,
     scaling: RopeScaling | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE's angles, each (B, 1, T, H): Su et al. 2021, halves not interleaved. The
     first half of sin is negative, as `fused.norm_rotate` wants it."""
     power = torch.arange(0, head_width, 2, device=positions_BT.device) / head_width

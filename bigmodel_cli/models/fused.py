@@ -116,9 +116,11 @@ def to_gradient(logits_MV: Tensor, targets_M1: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor,
+    x_MD: Tensor,
+    weight_VD: Tensor,
+    targets_M: Tensor,
     turn: Callable[[Tensor, Tensor], Tensor] = to_gradient,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Σ −log softmax(x·Wᵀ)[target] in nats over positions whose target is not negative. turn:
     `to_gradient`, or what a compiler made of it."""
     return CrossEntropyFunction.apply(x_MD, weight_VD, targets_M, turn)  # type: ignore[no-any-return, no-untyped-call]
@@ -147,9 +149,14 @@ class NormRotateFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BTNH: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor,
+        ctx: Any,
+        x_BTNH: Tensor,
+        weight: Tensor,
+        eps: float,
+        cos: Tensor,
+        sin: Tensor,
         dtype: torch.dtype,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         full = wide(x_BTNH)
         scale = _scale(full, eps)
         ctx.save_for_backward(x_BTNH, weight, scale, cos, sin)
@@ -269,9 +276,12 @@ class CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor,
+        ctx: Any,
+        x_MD: Tensor,
+        weight_VD: Tensor,
+        targets_M: Tensor,
         turn: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         dtype = product_dtype(x_MD)
         kind = x_MD.device.type
         with torch.autocast(kind, enabled=False):

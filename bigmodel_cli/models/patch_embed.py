@@ -22,11 +22,15 @@ class Stem(nn.Module):
         kernels = picture.convolutions(width)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(
-                k.inputs, k.outputs, k.kernel, k.stride,
-                padding=0 if picture.stem == "patch" else k.kernel // 2, bias=bias,
+                k.inputs,
+                k.outputs,
+                k.kernel,
+                k.stride,
+                padding=0 if picture.stem == "patch" else k.kernel // 2,
+                bias=bias,
             )
             for k in kernels
-        )  # fmt: skip
+        )
         self.norms = nn.ModuleList(nn.GroupNorm(1, k.outputs) for k in kernels[:-1])
         self.places: nn.Parameter | None = None
         if places:

@@ -97,9 +97,12 @@ class SequenceModel(nn.Module):
         return self.logits(self.norm(x))
 
     def forward(
-        self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None,
-        pixels_BCHW: Tensor | None = None, **seen: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        tokens_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        pixels_BCHW: Tensor | None = None,
+        **seen: Tensor | None,
+    ) -> Tensor:
         """Logits (B, T, V), or (B, C), of tokens or of pixels. Positions of different segments in
         one row do not see each other; without segments each row is one. An image's class is read
         from its mean features; a text's from the mean and the largest ones of its first segment,
@@ -131,9 +134,12 @@ class SequenceModel(nn.Module):
         return self.norm(self.backbone(x_BTD, segments_BT, **seen))  # type: ignore[no-any-return]
 
     def loss_sum(
-        self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None,
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        segments_BT: Tensor | None = None,
         **seen: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The sum of −log p(target) in nats over the positions whose target is not negative."""
         x_MD = self.features(tokens_BT, segments_BT, **seen).flatten(0, 1)
         targets_M = targets_BT.flatten()
@@ -173,12 +179,15 @@ def build(config: ModelConfig, weights: Mapping[str, Tensor], where: str) -> Seq
     if config.layers > len(weights) or config.parameters() > 2 * count:  # before it is built
         raise ArtifactError(
             f"the weights in `{where}` do not fit their configuration: they are {count:,} numbers, "
-            f"not {config.parameters():,}", "train again",
-        )  # fmt: skip
+            f"not {config.parameters():,}",
+            "train again",
+        )
     odd_kinds = {tensor.dtype for tensor in weights.values()} - {torch.float32}
     if odd_kinds:
-        raise ArtifactError(f"the weights in `{where}` are of {odd_kinds.pop()}, not of "
-                            "torch.float32", "train again")  # fmt: skip
+        raise ArtifactError(
+            f"the weights in `{where}` are of {odd_kinds.pop()}, not of torch.float32",
+            "train again",
+        )
     with torch.device("meta"):
         model = SequenceModel(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -52,9 +52,12 @@ def model_config(
     base_width, base_layers, base_heads = SIZES[size][family]
     width = width or base_width
     common: dict[str, Any] = {
-        "shape": shape, "width": width, "layers": layers or base_layers,
-        "tied": tie and not shape.classes, "dropout": dropout,
-    }  # fmt: skip
+        "shape": shape,
+        "width": width,
+        "layers": layers or base_layers,
+        "tied": tie and not shape.classes,
+        "dropout": dropout,
+    }
     hidden = hidden or hidden_width(family, width)
     if family == "rnn":
         if not shape.causal and width % 2:

@@ -263,9 +263,12 @@ class Transformer(nn.Module):
             block.compile(dynamic=False)
 
     def forward(
-        self, x_BTD: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None,
+        self,
+        x_BTD: Tensor,
+        segments_BT: Tensor | None,
+        prefix_B: Tensor | None = None,
         bounds_S: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Positions see those of their own segment only; None: each row is one segment. The first
         `prefix_B` of each row are seen by the whole row. bounds_S: where segments begin, of all
         rows one after another, and where the last one ends; what a GPU takes in place of a mask."""

@@ -54,8 +54,9 @@ def is_text(kind: Any) -> bool:
 
 def decoded(batch: Any) -> Any:
     """A batch whose dictionaries are written out."""
-    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c
-               for c in batch.columns]  # fmt: skip
+    columns = [
+        c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns
+    ]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 

@@ -146,9 +146,12 @@ def assign(
 
 
 def _cut(
-    table: pa.RecordBatch, hashes: list[bytes], sizes: NDArray[np.int64],
-    splits: NDArray[np.integer[Any]], fresh: Any,
-) -> Iterator[tuple[str, tuple[pa.RecordBatch, int, bytes]]]:  # fmt: skip
+    table: pa.RecordBatch,
+    hashes: list[bytes],
+    sizes: NDArray[np.int64],
+    splits: NDArray[np.integer[Any]],
+    fresh: Any,
+) -> Iterator[tuple[str, tuple[pa.RecordBatch, int, bytes]]]:
     for number, name in enumerate(SPLITS):
         chosen = np.flatnonzero(fresh & (splits == number))
         if len(chosen):

@@ -114,13 +114,13 @@ def _nothing(source: Source, ledger: Ledger, why: str) -> None:
     ledger.drop("empty", 0, source.name + why)
 
 
-def _header(
-    source: Source, layout: Layout, line: str, delimiter: str, quoted: bool
-) -> list[str]:  # fmt: skip
+def _header(source: Source, layout: Layout, line: str, delimiter: str, quoted: bool) -> list[str]:
     """The names of the columns. Raises DataError."""
     if "\x00" in line or not is_utf8(line.encode(errors="surrogateescape")):
-        raise DataError(f"the header of `{source.name}` is not {layout.encoding or 'UTF-8'}",
-                        f"name its encoding: --encoding {likely(source) or 'gbk'}")  # fmt: skip
+        raise DataError(
+            f"the header of `{source.name}` is not {layout.encoding or 'UTF-8'}",
+            f"name its encoding: --encoding {likely(source) or 'gbk'}",
+        )
     body = line.rstrip("\r\n")
     names = split_quoted(body, delimiter) if quoted else body.split(delimiter)
     if not any(name.strip() for name in names):

@@ -65,8 +65,10 @@ def _parts(read: Reading, choose: Choose, layout: Layout) -> Iterator[str]:
                 "that is named for its class, below those",
                 "warning",
             )
-        yield (f"{_counted(len(images), 'image')}, labelled by {_counted(len(labels), 'folder')} "
-               f"({_shown(labels)})")  # fmt: skip
+        yield (
+            f"{_counted(len(images), 'image')}, labelled by {_counted(len(labels), 'folder')} "
+            f"({_shown(labels)})"
+        )
     elif images:
         yield f"{_counted(len(images), 'image')} as text"
     arrays = [s for s in read.sources if s.kind in IMAGES and s.kind not in ("image", "labels")]

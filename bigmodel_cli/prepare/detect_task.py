@@ -107,8 +107,13 @@ def _formed(source: Source, wanted: Mapping[str, str], layout: Layout) -> Iterat
             yield dataclasses.replace(source, form="json", key=names[0])
         elif names and all(len(named) == 1 for named in splits.values()):
             for name in names:
-                yield dataclasses.replace(source, name=f"{source.name}/{name}", form="json",
-                                          key=name, split=min(splits[name]))  # fmt: skip
+                yield dataclasses.replace(
+                    source,
+                    name=f"{source.name}/{name}",
+                    form="json",
+                    key=name,
+                    split=min(splits[name]),
+                )
         elif names and not source.pattern:
             raise DataError(
                 f"`{source.name}` holds several lists of objects: "
@@ -179,8 +184,10 @@ def _detected(
             claimed = dict.fromkeys(claims(ends, wanted), sources[0])
     if len(claimed) > 1:
         reasons = [f"{name} (`{source.name}`)" for name, source in claimed.items()]
-        raise UsageError("the sources could be for " + " or ".join(reasons),
-                         f"choose: --task {next(iter(claimed))}")  # fmt: skip
+        raise UsageError(
+            "the sources could be for " + " or ".join(reasons),
+            f"choose: --task {next(iter(claimed))}",
+        )
     return task_class(next(iter(claimed), "language"))
 
 
@@ -249,9 +256,14 @@ class _Skipping:
     always, if it is not only about data that the task cannot read as text."""
 
     def __init__(
-        self, task: type[Task], sources: Sequence[Source], found: Columns,
-        wanted: Mapping[str, str], layout: Layout, text: bool,
-    ) -> None:  # fmt: skip
+        self,
+        task: type[Task],
+        sources: Sequence[Source],
+        found: Columns,
+        wanted: Mapping[str, str],
+        layout: Layout,
+        text: bool,
+    ) -> None:
         self.task, self.found, self.layout, self.text = task, found, layout, text
         self.wanted = wanted
         records = [source for source in sources if is_records(source, layout)]

@@ -24,8 +24,11 @@ def describe(source: Source, choose: Choose, layout: Layout, context: Context) -
     """A source by its name and hash; `named`: the hashes of the files that its rows name."""
     if source.path is None:
         context.note(f"loading {source.name}")
-        return {"name": source.name, "split": source.split,
-                "sha256": str(sources.load_hub(source.hub)._fingerprint)}  # fmt: skip
+        return {
+            "name": source.name,
+            "split": source.split,
+            "sha256": str(sources.load_hub(source.hub)._fingerprint),
+        }
     try:
         digest = layout.cache.sha256(source.path)
     except OSError as error:
@@ -53,8 +56,10 @@ def check(read: Sequence[Source], described: Sequence[Mapping[str, Any]], cache:
         hashes = {str(source.path.absolute()): item["sha256"], **named}
         if any(_digest(source, name, cache) != digest for name, digest in hashes.items()):
             also = ", or a file that it names," if named else ""
-            raise DataError(f"`{source.name}`{also} changed while it was being read",
-                            "run it again once nothing writes there, or on a copy")  # fmt: skip
+            raise DataError(
+                f"`{source.name}`{also} changed while it was being read",
+                "run it again once nothing writes there, or on a copy",
+            )
 
 
 def by_name(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -91,8 +96,9 @@ def source_changes(workdir: Workdir, document: Mapping[str, Any]) -> list[str]:
     cache = layout.cache
     now = {s.name: cache.sha256(s.path) for s in found if s.path}
     changed = manifest.changes(by_name(document["recipe"])["inputs"], now)
-    named = {item["name"]: item["named"] for item in document["recipe"]["inputs"]
-             if "named" in item}  # fmt: skip
+    named = {
+        item["name"]: item["named"] for item in document["recipe"]["inputs"] if "named" in item
+    }
     for source in found:
         before = named.get(source.name, {})
         after = {name: _digest(source, name, cache) for name in before}

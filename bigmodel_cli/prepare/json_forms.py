@@ -122,8 +122,10 @@ def _whole(raw: bytearray, source: Source) -> list[Any]:
     except (ValueError, RecursionError) as error:
         name = likely(source) if isinstance(error, UnicodeDecodeError) else ""
         hint = f"name its encoding: --encoding {name}; or " * bool(name)
-        raise DataError(f"`{source.name}` is not valid JSON: {error}",
-                        hint + "correct it, or leave it out with --exclude") from None  # fmt: skip
+        raise DataError(
+            f"`{source.name}` is not valid JSON: {error}",
+            hint + "correct it, or leave it out with --exclude",
+        ) from None
 
 
 def _all(text: str) -> list[Any]:

@@ -42,8 +42,11 @@ def columns_of(source: Source, layout: Layout) -> dict[str, str]:
     except (ValueError, AttributeError, RecursionError):  # somebody wrote into the cache
         found = _columns(path, layout.encoding)
     if len(found) > MOST_KEYS:
-        layout.say("keys", f"`{source.name}` has over {MOST_KEYS} different keys: rows after those "
-                   "that have them are not searched for more")  # fmt: skip
+        layout.say(
+            "keys",
+            f"`{source.name}` has over {MOST_KEYS} different keys: rows after those "
+            "that have them are not searched for more",
+        )
     return found
 
 
@@ -172,9 +175,7 @@ def _escaped(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.
     return odd
 
 
-def _skipped(
-    codes: NDArray[np.uint8], places: NDArray[np.int64], step: int
-) -> NDArray[np.int64]:  # fmt: skip
+def _skipped(codes: NDArray[np.uint8], places: NDArray[np.int64], step: int) -> NDArray[np.int64]:
     """The next places from these, forwards or backwards, without spaces."""
     places = places % len(codes)
     while (spaces := codes[places] <= ord(" ")).any():

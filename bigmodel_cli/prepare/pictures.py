@@ -82,8 +82,9 @@ def arrays(
         if len(labels) != stream.shape[0]:
             raise DataError(
                 f"`{source.name}` has {stream.shape[0]:,} images, but there are {len(labels):,} "
-                "labels for them", "they are not of the same set, or one of them is truncated",
-            )  # fmt: skip
+                "labels for them",
+                "they are not of the same set, or one of them is truncated",
+            )
         first = 0
         scale = None
         for part in stream.parts(source.name):
@@ -119,9 +120,12 @@ class Stream:
         sizes = self.shape[1:]
         channels = sizes[2] if len(sizes) == 3 else 1
         if (
-            len(sizes) not in (2, 3) or channels not in (1, 3, 4) or min(self.shape) < 1
-            or self.dtype.kind not in "uifb" or math.prod(sizes) > 1 << 28
-        ):  # fmt: skip
+            len(sizes) not in (2, 3)
+            or channels not in (1, 3, 4)
+            or min(self.shape) < 1
+            or self.dtype.kind not in "uifb"
+            or math.prod(sizes) > 1 << 28
+        ):
             raise DataError(
                 f"`{source.name}` holds an array of shape {self.shape} and type {self.dtype}",
                 "images are (number, height, width), or with 1, 3 or 4 channels at the end",
@@ -176,18 +180,24 @@ def _opened(source: Source) -> Iterator[tuple[Stream, list[str]]]:
                     labels = _labels(_numpy(file, source.name), source.name)
                 with archive.open(f"{image}.npy") as file:
                     yield _numpy(file, source.name), labels
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, lzma.LZMAError,
-                zlib.error) as error:  # fmt: skip
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            KeyError,
+            lzma.LZMAError,
+            zlib.error,
+        ) as error:
             raise DataError(f"`{source.name}` is not an .npz archive: {error}", HINT) from None
         return
     beside = companion(source.path)
     if beside is None or not beside.is_file():
         raise DataError(
-            f"`{source.name}` has no labels" + (f": `{beside.name}` is not beside it" if beside
-                                                else " beside it"),
+            f"`{source.name}` has no labels"
+            + (f": `{beside.name}` is not beside it" if beside else " beside it"),
             "name the files so: train-images-idx3-ubyte and train-labels-idx1-ubyte, or "
             "train-images.npy and train-labels.npy",
-        )  # fmt: skip
+        )
     head = _numpy if source.kind == "numpy" else _idx
     shown = printable(beside.name)
     with open_bytes(beside) as file:
@@ -229,8 +239,10 @@ def _idx(file: IO[bytes], name: str) -> Stream:
 def _labels(stream: Stream, name: str) -> list[str]:
     """Each label as text. Raises DataError for what is no list of numbers or texts."""
     if stream.dtype.kind not in "uifbUS" or math.prod(stream.shape[1:]) != 1:
-        raise DataError(f"`{name}` has labels of shape {stream.shape} and type {stream.dtype}",
-                        "one number or text for each image")  # fmt: skip
+        raise DataError(
+            f"`{name}` has labels of shape {stream.shape} and type {stream.dtype}",
+            "one number or text for each image",
+        )
     values = stream.whole(name).reshape(-1)
     if values.dtype.kind == "S":
         return [value.decode(errors="replace") for value in values.tolist()]

@@ -49,9 +49,16 @@ def whole(
     yield from row.take()
 
 
-READERS = {"jsonl": jsonl, "json": json_whole, "csv": delimited, "tsv": delimited,
-           "parquet": parquet, "idx": pictures.arrays, "numpy": pictures.arrays,
-           WHOLE: whole}  # fmt: skip
+READERS = {
+    "jsonl": jsonl,
+    "json": json_whole,
+    "csv": delimited,
+    "tsv": delimited,
+    "parquet": parquet,
+    "idx": pictures.arrays,
+    "numpy": pictures.arrays,
+    WHOLE: whole,
+}
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW)
 BLOCK = 4096  # a long text file is cut into blocks of about this many bytes
 
@@ -81,9 +88,12 @@ class _Enough(Exception):  # noqa: N818 (no error)
 
 
 def read_all(
-    sources: Sequence[Source], choose: Choose, layout: Layout, ledger: Ledger,
+    sources: Sequence[Source],
+    choose: Choose,
+    layout: Layout,
+    ledger: Ledger,
     advance: Callable[[int], None],
-) -> Iterator[Rows]:  # fmt: skip
+) -> Iterator[Rows]:
     """The rows of all sources, in order. Images that follow each other come together."""
     for (alone, _), group in itertools.groupby(
         sources, lambda s: (s.kind == "image" and not layout.documents, s.split)
@@ -107,8 +117,9 @@ def named_files(source: Source, choose: Choose, layout: Layout) -> set[str]:
         return set()
     kinds = {**layout.kinds, **dict.fromkeys(names, "path")}
     found: set[str] = set()
-    for rows in read(source, choose, dataclasses.replace(layout, kinds=kinds), Ledger(),
-                     lambda _: None):  # fmt: skip
+    for rows in read(
+        source, choose, dataclasses.replace(layout, kinds=kinds), Ledger(), lambda _: None
+    ):
         for name in names:
             found.update(path for path in rows.table.column(name).to_pylist() if path)
     return {path for path in found if not path.startswith("data:")}
@@ -126,8 +137,9 @@ def read(
 
     def own(found: Mapping[str, str], where: str) -> dict[str, str]:
         chosen = choose({**dict.fromkeys(source.folders, "folder"), **found}, where)
-        given.update({name: source.folders[column] for name, column in chosen.items()
-                      if column not in found})  # fmt: skip
+        given.update(
+            {name: source.folders[column] for name, column in chosen.items() if column not in found}
+        )
         if len(given) == len(chosen):
             raise DataError(
                 f"{where} has none of the columns itself",
@@ -191,10 +203,14 @@ def _text(
     def rows() -> Rows:
         first = row - len(blocks)
         table = pa.RecordBatch.from_arrays(
-            [pa.array([b[0] for b in blocks], pa.large_string()), pa.array([b[1] for b in blocks]),
-             pa.array([b[2] for b in blocks]), pa.array(range(first, row), pa.int64())],
+            [
+                pa.array([b[0] for b in blocks], pa.large_string()),
+                pa.array([b[1] for b in blocks]),
+                pa.array([b[2] for b in blocks]),
+                pa.array(range(first, row), pa.int64()),
+            ],
             names=["text", "follows", "ends", "row"],
-        )  # fmt: skip
+        )
         return Rows(table, source.split, lambda i: f"{source.name}, block {first + i + 1}")
 
     with opened(source, layout) as file:

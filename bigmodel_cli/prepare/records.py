@@ -207,7 +207,7 @@ def _parsed(chunk: bytes, names: Sequence[str]) -> list[pa.Array] | None:
 
 def _add_line(
     raw: bytes, number: int, records: Records | None, source: Source, layout: Layout, ledger: Ledger
-) -> None:  # fmt: skip
+) -> None:
     """One line that may be anything."""
     where = f"{source.name}, line {number}"
     if b"\x00" in raw or not is_utf8(raw):  # UTF-16 has zeros

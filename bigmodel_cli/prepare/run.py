@@ -61,13 +61,15 @@ def run(
         encoding_named(config.encoding),
         context=context,
         cache=HashCache(workdir.data),
-    )  # fmt: skip
+    )
     if config.force:
         layout.cache.known.clear()
     if len(set(layout.header)) < len(layout.header) or "" in layout.header:
         shown = ",".join(layout.header)
-        raise UsageError(f"--header is `{shown}`, but each column needs a name of its own",
-                         "for example: --header label,text")  # fmt: skip
+        raise UsageError(
+            f"--header is `{shown}`, but each column needs a name of its own",
+            "for example: --header label,text",
+        )
     fractions = {name: fraction(getattr(config, name), name) for name in ("val", "test")}
     if sum(share or 0 for share in fractions.values()) >= 1:
         raise UsageError(
@@ -102,8 +104,10 @@ def run(
         for line in what_is_skipped(read, aside):
             context.note(line)
         if more_is_skipped(read):
-            context.warn("more is skipped than is read: name the files themselves to read their "
-                         "text, too, or leave the records out with --exclude")  # fmt: skip
+            context.warn(
+                "more is skipped than is read: name the files themselves to read their "
+                "text, too, or leave the records out with --exclude"
+            )
         described = [inputs.describe(source, choose, layout, context) for source in sources]
         layout.cache.save()
         recipe = {
@@ -138,8 +142,10 @@ def _chooser(task: Task, wanted: Mapping[str, str]) -> Any:
         chosen = task.columns(found, wanted, where)
         for name in wanted:
             if name not in chosen:
-                raise UsageError(f"--column names `{name}`, which the task `{task.name}` does not "
-                                 "know", did_you_mean(name, chosen))  # fmt: skip
+                raise UsageError(
+                    f"--column names `{name}`, which the task `{task.name}` does not know",
+                    did_you_mean(name, chosen),
+                )
         return chosen
 
     return choose
@@ -168,7 +174,7 @@ def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
 def intact(workdir: Workdir, document: dict[str, Any]) -> bool:
     """Whether what the manifest lists is there, by name and size: training checks the hashes."""
     files = [(workdir.data / s["name"], s["bytes"]) for s in _shards(document)]
-    files += [(workdir.codec / n, i["bytes"]) for n, i in document["codec"].items()]
+    files += [(workdir.preprocessor / n, i["bytes"]) for n, i in document["codec"].items()]
     return all(path.exists() and path.stat().st_size == size for path, size in files)
 
 
@@ -227,12 +233,15 @@ def _build(
                 context.emit(Progress("encode", done, total, "B"))
             shards = writer.close()
         splits[split] = {
-            "units": spool.units[split], "bytes": spool.bytes[split], "tokens": tokens,
-            "content": spool.content[split].hexdigest(), "shards": shards,
-        }  # fmt: skip
+            "units": spool.units[split],
+            "bytes": spool.bytes[split],
+            "tokens": tokens,
+            "content": spool.content[split].hexdigest(),
+            "shards": shards,
+        }
     for remark in task.remarks():
         context.warn(remark)
-    save_task(task, staging / "codec")
+    save_task(task, staging / "preprocessor")
     document = {
         "stage": "prepare",
         "task": task.name,
@@ -249,7 +258,7 @@ def _build(
         },
         "splits": splits,
         "ledger": ledger.to_json(),
-        "codec": manifest.folder_info(staging / "codec"),
+        "codec": manifest.folder_info(staging / "preprocessor"),
     }
     with context.stop.deferred():
         _publish(staging, workdir, document)
@@ -264,11 +273,11 @@ def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
     with manifest.storage(workdir.data):
         for shard in _shards(document):
             (staging / shard["name"]).replace(workdir.data / shard["name"])
-        # the codec has fixed names: between here and the manifest the old data are gone
-        if workdir.codec.exists():
+        # the preprocessor has fixed names: between here and the manifest the old data are gone
+        while workdir.preprocessor.exists():  # by either name
             workdir.manifest.unlink(missing_ok=True)
-            shutil.rmtree(workdir.codec)
-        (staging / "codec").replace(workdir.codec)
+            shutil.rmtree(workdir.preprocessor)
+        (staging / "preprocessor").replace(workdir.preprocessor)
         manifest.sync_folder(workdir.data)
         (staging / "manifest.json").replace(workdir.manifest)
         manifest.sync_folder(workdir.data)
@@ -285,9 +294,13 @@ def sweep(workdir: Workdir, document: dict[str, Any]) -> None:
 
 
 def _read(
-    sources: Sequence[Any], task: Task, wanted: Mapping[str, str], layout: Any, ledger: Any,
+    sources: Sequence[Any],
+    task: Task,
+    wanted: Mapping[str, str],
+    layout: Any,
+    ledger: Any,
     context: Context,
-) -> Iterator[Rows]:  # fmt: skip
+) -> Iterator[Rows]:
     from bigmodel_cli.prepare.readers import read_all
     from bigmodel_cli.prepare.sources import unpacked
 
@@ -324,13 +337,21 @@ def _reasons(ledger: Mapping[str, Any]) -> str:
 
 
 def _check(
-    units: dict[str, int], shares: dict[str, float], named: Sequence[str],
-    ledger: Mapping[str, Any], task: Task, config: PrepareConfig, context: Context,
-) -> None:  # fmt: skip
+    units: dict[str, int],
+    shares: dict[str, float],
+    named: Sequence[str],
+    ledger: Mapping[str, Any],
+    task: Task,
+    config: PrepareConfig,
+    context: Context,
+) -> None:
     if not sum(units.values()):
         reasons = _reasons(ledger)
-        limits = (f", --{part.name.replace('_', '-')}" for part in dataclasses.fields(task.options)
-                  if part.name.startswith("min_"))  # fmt: skip
+        limits = (
+            f", --{part.name.replace('_', '-')}"
+            for part in dataclasses.fields(task.options)
+            if part.name.startswith("min_")
+        )
         raise DataError(
             "nothing is left to train on" + (f": {reasons}" if reasons else ""),
             "check the source, --column"

@@ -150,15 +150,17 @@ def companion(path: Path) -> Path | None:
 
 def _labels_of(path: Path) -> bool:
     """Whether an array's file holds the labels of another."""
-    return "labels" in path.name and path.with_name(
-        path.name.replace("labels", "images")
-    ).is_file()  # fmt: skip
+    return "labels" in path.name and path.with_name(path.name.replace("labels", "images")).is_file()
 
 
 def find(
-    patterns: Sequence[str], exclude: Sequence[str], spool: Path, own: Path | None = None,
-    delimited: str = "", aside: Aside = lambda _name, _why: None,
-) -> list[Source]:  # fmt: skip
+    patterns: Sequence[str],
+    exclude: Sequence[str],
+    spool: Path,
+    own: Path | None = None,
+    delimited: str = "",
+    aside: Aside = lambda _name, _why: None,
+) -> list[Source]:
     """The files behind what the user named, in a fixed order; none that lies in the working
     directory `own`. delimited: what separates the columns of standard input, if it is not JSON.
 
@@ -209,9 +211,13 @@ def shown(sources: Sequence[Source]) -> str:
 
 
 def _expand(
-    pattern: str, exclude: Sequence[str], spool: Path, delimited: str, aside: Aside,
+    pattern: str,
+    exclude: Sequence[str],
+    spool: Path,
+    delimited: str,
+    aside: Aside,
     own: Path | None,
-) -> Iterator[Source]:  # fmt: skip
+) -> Iterator[Source]:
     def excluded(name: str) -> bool:
         return any(fnmatch.fnmatch(n, glob) for n in (name, "/" + name) for glob in exclude)
 
@@ -295,9 +301,12 @@ def _zstd(path: Path, _mode: str) -> IO[bytes]:
 
 # what opens compressed files, by their ends
 PACKED: Mapping[str, Callable[..., Any]] = {
-    ".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".lzma": lzma.LZMAFile,
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".lzma": lzma.LZMAFile,
     ".zst": _zstd,
-}  # fmt: skip
+}
 
 
 def load_hub(spec: str) -> Any:

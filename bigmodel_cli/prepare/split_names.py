@@ -15,10 +15,12 @@ SPLITS = {
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 # Latin letters around make another word of it, such as `contest`; Chinese is written without spaces
-_WORD = re.compile("|".join(
-    word if ord(word[0]) > 0x7F else rf"(?<![a-z]){word}(?=(?:data|set)?(?![a-z]))"
-    for word in sorted(_SPLIT_OF, key=len, reverse=True)
-))  # fmt: skip
+_WORD = re.compile(
+    "|".join(
+        word if ord(word[0]) > 0x7F else rf"(?<![a-z]){word}(?=(?:data|set)?(?![a-z]))"
+        for word in sorted(_SPLIT_OF, key=len, reverse=True)
+    )
+)
 _WITHIN_A_NAME = re.compile(r"(?<=[a-z])(?=[A-Z])")  # reviewsTrain is two words
 
 
@@ -55,17 +57,21 @@ def recognise_splits(
         say(f"{shown(unclear)}: named for several splits, so the content decides the split")
     named = {split for split in found.values() if split}
     if "train" in named and named & {"val", "test"}:
-        parts = [f"{split} {shown([s for s in sources if found[s] == split])}"
-                 for split in SPLITS if split in named]  # fmt: skip
+        parts = [
+            f"{split} {shown([s for s in sources if found[s] == split])}"
+            for split in SPLITS
+            if split in named
+        ]
         others = [source for source in sources if not found[source]]
-        say("splits by name: " + "; ".join(parts)
-            + (f"; others {shown(others)}" if others else ""))  # fmt: skip
+        say("splits by name: " + "; ".join(parts) + (f"; others {shown(others)}" if others else ""))
         return [dataclasses.replace(source, split=found[source]) for source in sources]
     held = [s for s in sources if found[s] in ("val", "test") and s.kind != "text"]
     if held and len(held) < len(sources):
         example = held[0]
-        say(f"{shown(held)}: named for a split, but nothing is named for train, so the content "
-            f"decides the split; to hold it out: --{found[example]} {example.path}")  # fmt: skip
+        say(
+            f"{shown(held)}: named for a split, but nothing is named for train, so the content "
+            f"decides the split; to hold it out: --{found[example]} {example.path}"
+        )
     return list(sources)
 
 

@@ -25,10 +25,12 @@ SAMPLE = 1 << 16  # bytes that are not UTF-8, by which an encoding is guessed
 LOOKED_AT = 8 << 20  # bytes among which they are looked for
 GUESSES = 100  # rows that are not UTF-8, of which an encoding is guessed
 MARKS = (  # byte order marks; that of UTF-32 begins as that of UTF-16 does
-    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
-)  # fmt: skip
+)
 WIDE = ("utf-16-le", "utf-16-be")  # without a byte order mark
 USUAL = (  # other encodings that are guessed, the most common ones first
     "gb18030", "cp1252", "cp1251", "big5", "shift_jis", "euc_kr", "euc_jp", "cp1250", "cp1253",
@@ -67,8 +69,10 @@ def opened(source: Source, layout: Layout) -> IO[bytes]:
         mark, encoding = next((m for m in MARKS if head.startswith(m[0])), (b"", layout.encoding))
         file.read(len(mark))
         if mark and encoding != (layout.encoding or "utf-8"):
-            layout.say(f"encoding {encoding}", f"`{source.name}` is read as {encoding.upper()}, "
-                       "as its byte order mark says")  # fmt: skip
+            layout.say(
+                f"encoding {encoding}",
+                f"`{source.name}` is read as {encoding.upper()}, as its byte order mark says",
+            )
         stack.pop_all()
     if encoding in ("", "utf-8"):
         return file  # type: ignore[no-any-return]
@@ -109,9 +113,12 @@ codecs.register_error("bigmodel-undecodable", _undecodable)
 
 
 def lines(
-    file: IO[bytes], name: str, advance: Callable[[int], None] = lambda _: None, *,
+    file: IO[bytes],
+    name: str,
+    advance: Callable[[int], None] = lambda _: None,
+    *,
     returns: bool = False,
-) -> Iterator[bytes]:  # fmt: skip
+) -> Iterator[bytes]:
     """A file's lines with their ends, which are \\n, and with `returns` \\r, too.
 
     Raises DataError for a line that is too long.
@@ -163,8 +170,11 @@ def not_utf8(
         return
     layout.told.add(kind)
     if found := likely(source):
-        layout.say(f"likely {found}", f"`{source.name}` is not UTF-8; it may be {found}: "
-                   f"--encoding {found}", "warning")  # fmt: skip
+        layout.say(
+            f"likely {found}",
+            f"`{source.name}` is not UTF-8; it may be {found}: --encoding {found}",
+            "warning",
+        )
 
 
 def likely(source: Source) -> str:

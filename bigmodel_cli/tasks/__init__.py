@@ -247,9 +247,11 @@ class Task(ABC):
 
     @abstractmethod
     def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        self,
+        sample: Callable[[int], Iterator[pa.RecordBatch]],
+        size: int,
         wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Learns tokenizer, labels or catalogue from training units, of which there are `size`
         bytes; sample(n) streams about n bytes of them. Says what it chose."""
 
@@ -263,12 +265,12 @@ class Task(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes the codec: task.json and what it needs beside."""
+        """Writes the preprocessor: task.json and what it needs beside."""
 
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, options: Any) -> Task:
-        """Reads the codec. Raises ArtifactError."""
+        """Reads the preprocessor. Raises ArtifactError."""
 
     # train -----------------------------------------------------------------------------------
 
@@ -402,26 +404,28 @@ def task_class(name: str) -> type[Task]:
 
 
 def save_task(task: Task, folder: Path) -> None:
-    """Writes the codec folder."""
+    """Writes the preprocessor folder."""
     write_json(folder / TASK_FILE, {"task": task.name, "options": asdict(task.options)})
     task.save(folder)
 
 
 def read_task_file(folder: Path, hint: str) -> dict[str, Any]:
     """task.json without what it needs beside: quick."""
-    return read_json(folder / TASK_FILE, "codec", hint)
+    return read_json(folder / TASK_FILE, "preprocessor", hint)
 
 
 def load_task(folder: Path, hint: str) -> Task:
-    """Reads a codec folder. Raises ArtifactError."""
+    """Reads a preprocessor folder. Raises ArtifactError."""
     document = read_task_file(folder, hint)
     try:
         kind = task_class(document["task"])
         known = {key.name: key for key in declared(kind.Options)}
         options = kind.Options(
-            **{name: None if value is None else convert(known[name], value)
-               for name, value in document["options"].items()}
-        )  # fmt: skip
+            **{
+                name: None if value is None else convert(known[name], value)
+                for name, value in document["options"].items()
+            }
+        )
     except (KeyError, TypeError, AttributeError, UsageError) as error:
-        raise ArtifactError(f"the codec `{folder}` is corrupt: {error}", hint) from None
+        raise ArtifactError(f"the preprocessor `{folder}` is corrupt: {error}", hint) from None
     return kind.load(folder, options)

@@ -46,9 +46,12 @@ class ChatOptions(TokenizerOptions):
     """Options of the chat task, by stage."""
 
     context: int = option(
-        1024, "Maximum tokens of a dialogue; longer ones lose their oldest turns.", stage="prepare",
-        minimum=64, maximum=1 << 20,
-    )  # fmt: skip
+        1024,
+        "Maximum tokens of a dialogue; longer ones lose their oldest turns.",
+        stage="prepare",
+        minimum=64,
+        maximum=1 << 20,
+    )
 
 
 class Chat(TextTask):
@@ -93,8 +96,9 @@ class Chat(TextTask):
         for name, column in wanted.items():
             if column not in found:
                 shown = ", ".join(f"`{c}`" for c in found)
-                raise DataError(f"{where} has no column `{column}`", f"it has {shown}; see "
-                                f"--column {name}=NAME")  # fmt: skip
+                raise DataError(
+                    f"{where} has no column `{column}`", f"it has {shown}; see --column {name}=NAME"
+                )
         chosen = dialogues.columns(found, wanted)
         if not dialogues.complete(chosen):
             shown = ", ".join(f"`{c}`" for c in found) or "none"
@@ -123,8 +127,9 @@ class Chat(TextTask):
     def _messages(units: pa.RecordBatch) -> list[list[Message]]:
         return [json.loads(text) for text in units.column("messages").to_pylist()]
 
-    def _encode(self, found: Sequence[Sequence[Message]], prompt: bool = False
-                ) -> list[tuple[list[int], list[int]]]:  # fmt: skip
+    def _encode(
+        self, found: Sequence[Sequence[Message]], prompt: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
         from bigmodel_cli.tasks import chat_template
 
         return list(chat_template.encode(found, self.chat_template, self.tokenizer, prompt))
@@ -155,10 +160,13 @@ class Chat(TextTask):
         ]
         return Columns(
             len(found),
-            {"tokens": np.array(whole, self.tokenizer.dtype),
-             "learned": np.array(marked, np.uint8), "bytes": np.array(replies, np.int64)},
+            {
+                "tokens": np.array(whole, self.tokenizer.dtype),
+                "learned": np.array(marked, np.uint8),
+                "bytes": np.array(replies, np.int64),
+            },
             {"tokens": lengths, "learned": lengths},
-        )  # fmt: skip
+        )
 
     # train -----------------------------------------------------------------------------------
 
@@ -168,8 +176,9 @@ class Chat(TextTask):
     def plan(self, split: Split, seed: int) -> WholePlan:
         from bigmodel_cli.tasks.packing import WholePlan
 
-        return WholePlan(split.lengths("tokens") - 1, self.options.context, seed,
-                         lambda i: self._pairs(split, i))  # fmt: skip
+        return WholePlan(
+            split.lengths("tokens") - 1, self.options.context, seed, lambda i: self._pairs(split, i)
+        )
 
     @staticmethod
     def _pairs(split: Split, unit: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -195,8 +204,13 @@ class Chat(TextTask):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        return ("nats", "tokens", "bytes", "correct",
-                *(f"chrf {place}" for place in range(self._chrf.size)))  # fmt: skip
+        return (
+            "nats",
+            "tokens",
+            "bytes",
+            "correct",
+            *(f"chrf {place}" for place in range(self._chrf.size)),
+        )
 
     def metrics(self) -> Sequence[Metric]:
         import math
@@ -205,12 +219,18 @@ class Chat(TextTask):
 
         loss = ratio("loss", 0, 1, higher_is_better=False)
         return (
-            ratio("bits_per_byte", 0, 2, higher_is_better=False, scale=1 / math.log(2),
-                  ignores=("tokenization", "window")),
+            ratio(
+                "bits_per_byte",
+                0,
+                2,
+                higher_is_better=False,
+                scale=1 / math.log(2),
+                ignores=("tokenization", "window"),
+            ),
             exponential("perplexity", loss),
             loss,
             ratio("next_token_accuracy", 3, 1, higher_is_better=True),
-        )  # fmt: skip
+        )
 
     def answer_metrics(self) -> Sequence[Metric]:
         return [self._chrf.metric()]
@@ -226,8 +246,13 @@ class Chat(TextTask):
             inputs, _ = padded([inputs for inputs, _ in pairs])
             targets, _ = padded([targets for _, targets in pairs], IGNORED)
             # what is causal never sees the padding on its right
-            yield make_batch(inputs, targets, np.zeros_like(inputs), units=units,
-                             sizes=split.column("bytes")[units])  # fmt: skip
+            yield make_batch(
+                inputs,
+                targets,
+                np.zeros_like(inputs),
+                units=units,
+                sizes=split.column("bytes")[units],
+            )
 
     def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
         import numpy as np
@@ -299,14 +324,16 @@ class Chat(TextTask):
         from bigmodel_cli.tasks.turns import room
 
         return {
-            "window": self.options.context, "tokenization": self.tokenizer.signature,
-            "scored": "the assistant's turns, each with its end", "template": TEMPLATE,
+            "window": self.options.context,
+            "tokenization": self.tokenizer.signature,
+            "scored": "the assistant's turns, each with its end",
+            "template": TEMPLATE,
             "replies": "greedy, for each of the assistant's turns after what was said before it, "
             f"at most {MOST_TOKENS} tokens; what is before it loses its oldest turns beyond "
             f"{room(self.options.context, MOST_TOKENS)} tokens",
             self._chrf.name: self._chrf.signature,
             "bytes": "UTF-8 bytes of the replies",
-        }  # fmt: skip
+        }
 
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import numpy as np
@@ -322,8 +349,11 @@ class Chat(TextTask):
         yield "unigram", Predictions(np.arange(len(split)), statistics)
         chosen = generator(BASELINE, 0).permutation(len(train))[: replies.MOST].tolist()
         before = replies.exchanges([self._dialogue(train, unit)[0] for unit in chosen])
-        found = [(unit, *exchange) for unit in range(len(split))
-                 for exchange in replies.exchanges([self._dialogue(split, unit)[0]])]  # fmt: skip
+        found = [
+            (unit, *exchange)
+            for unit in range(len(split))
+            for exchange in replies.exchanges([self._dialogue(split, unit)[0]])
+        ]
         units = np.array([unit for unit, *_ in found], np.int64)
         asked, references = [asked for _, asked, _ in found], [reply for *_, reply in found]
         common = [replies.most_common(before)] * len(found)
@@ -356,8 +386,13 @@ class Chat(TextTask):
             request = self._fitted(Request(None, SAMPLE_TOKENS), found[:place], parts)
             output = "".join(text for _, text, _ in self.answer(model, [request]))
             before = "\n".join(f"{m['role']}: {m['content']}" for m in found[:place])[-2000:]
-            shown.append({"prompt": before + "\n", "output": output,
-                          "reference": found[place]["content"][:999]})  # fmt: skip
+            shown.append(
+                {
+                    "prompt": before + "\n",
+                    "output": output,
+                    "reference": found[place]["content"][:999],
+                }
+            )
         return shown
 
     def proof(self, split: Split, count: int) -> Proof:

@@ -127,9 +127,11 @@ def render(
 
 
 def encode(
-    dialogues: Sequence[Sequence[Message]], template: str, tokenizer: Tokenizer,
+    dialogues: Sequence[Sequence[Message]],
+    template: str,
+    tokenizer: Tokenizer,
     prompt: bool = False,
-) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
+) -> Iterator[tuple[list[int], list[int]]]:
     """Each dialogue's tokens, and for each token the message of the assistant's that it is learned
     with, or −1: its content, and the END after it. A dialogue's tokens are <|endoftext|>, then
     each message's, which are the same whatever is around them, then those of the prompt."""

@@ -97,8 +97,14 @@ class Classification(Task):
             self._counts[name] = self._counts.get(name, 0) + 1
         position = units.table.schema.get_field_index("label")
         table = units.table.take(chosen).set_column(position, "label", labels)
-        return Units(table, units.keys.take(chosen), units.sizes[places], units.split,
-                     lambda i: units.where(int(places[i])), strata=labels)  # fmt: skip
+        return Units(
+            table,
+            units.keys.take(chosen),
+            units.sizes[places],
+            units.split,
+            lambda i: units.where(int(places[i])),
+            strata=labels,
+        )
 
     def check_labels(self, ledger: Ledger) -> None:
         """Raises DataError where the labels of all rows are no classes."""
@@ -121,9 +127,7 @@ class Classification(Task):
                 f"{hint}, or leave the labels out: --task language",
             )
 
-    def fit_labels(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int
-    ) -> str:  # fmt: skip
+    def fit_labels(self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int) -> str:
         """Makes the list of classes from what was counted, beside the labels of the train split,
         which has `size` bytes. Raises DataError where there is only one."""
         trained = Counter(
@@ -140,8 +144,10 @@ class Classification(Task):
         single = sum(count == 1 for count in self._counts.values())
         alone = f", {single:,} of them with a single row, which is not held out" if single else ""
         rarest = min(trained, key=lambda name: (trained[name], name))
-        return (f"{len(self.labels):,} classes{alone}, the rarest in training `{rarest}` with "
-                f"{trained[rarest]:,}")  # fmt: skip
+        return (
+            f"{len(self.labels):,} classes{alone}, the rarest in training `{rarest}` with "
+            f"{trained[rarest]:,}"
+        )
 
     def label_remarks(self) -> list[str]:
         """What a person should know of the labels."""
@@ -153,8 +159,9 @@ class Classification(Task):
         remarks = [
             f"the labels {_named(names)} differ only in case, spaces, unseen characters or the "
             "width of characters, but are different classes"
-            for names in alike.values() if len(names) > 1
-        ]  # fmt: skip
+            for names in alike.values()
+            if len(names) > 1
+        ]
         if len(remarks) > SHOWN_REMARKS:
             more = len(remarks) - SHOWN_REMARKS
             remarks[SHOWN_REMARKS:] = [f"and {more:,} more groups of labels that are nearly alike"]
@@ -184,7 +191,7 @@ class Classification(Task):
 
     def read_untrained(self, folder: Path) -> Self:
         """Takes the labels without a training row from a folder whose labels were read."""
-        document = read_json(folder / LABELS_FILE, "codec", "make it again")
+        document = read_json(folder / LABELS_FILE, "preprocessor", "make it again")
         untrained = document.get("untrained", [])
         if not isinstance(untrained, list):
             raise ArtifactError(f"the labels in `{folder}` are corrupt", "make them again")
@@ -193,7 +200,7 @@ class Classification(Task):
 
     @staticmethod
     def read_labels(folder: Path) -> list[str]:
-        document = read_json(folder / LABELS_FILE, "codec", "make it again")
+        document = read_json(folder / LABELS_FILE, "preprocessor", "make it again")
         labels = document.get("labels")
         if (
             not isinstance(labels, list)
@@ -229,8 +236,9 @@ class Classification(Task):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        per_class = [f"{kind}:{name}" for kind in ("hit", "wrong", "missed")
-                     for name in self.labels]  # fmt: skip
+        per_class = [
+            f"{kind}:{name}" for kind in ("hit", "wrong", "missed") for name in self.labels
+        ]
         per_bin = [f"{kind}:{bin_}" for kind in ("confidence", "correct") for bin_ in range(BINS)]
         return ("nats", "rows", "correct", *per_class, *per_bin)
 
@@ -300,10 +308,13 @@ class Classification(Task):
             precision, recall = hit / (hit + wrong), hit / (hit + missed)
         score = _f1(sums, C)
         rows: list[list[str | float]] = [
-            [name, *(_shown(part[i]) for part in (precision, recall, score)),
-             f"{hit[i] + missed[i]:,.0f}"]
+            [
+                name,
+                *(_shown(part[i]) for part in (precision, recall, score)),
+                f"{hit[i] + missed[i]:,.0f}",
+            ]
             for i, name in enumerate(self.labels)
-        ]  # fmt: skip
+        ]
         tables = [Table("Classes", ["class", "precision", "recall", "F1", "rows"], rows)]
         if self.untrained:
             scored = {name: hit[i] + missed[i] for i, name in enumerate(self.labels)}
@@ -355,9 +366,11 @@ class Classification(Task):
     # predict ---------------------------------------------------------------------------------
 
     def told(
-        self, model: SequenceModel, requests: Sequence[Request],
+        self,
+        model: SequenceModel,
+        requests: Sequence[Request],
         inputs: Callable[[Sequence[Request]], Mapping[str, Tensor]],
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:  # fmt: skip
+    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
         """Answers with the label, and the probability of each."""
         import torch
 

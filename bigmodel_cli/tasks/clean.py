@@ -148,10 +148,13 @@ class Cleaning:
             [column.take(chosen) for column in columns], names=[*self.names, *rest]
         )
         return Units(
-            table, keys.take(chosen), self.sizes[places], rows.split,
+            table,
+            keys.take(chosen),
+            self.sizes[places],
+            rows.split,
             lambda i: rows.where(int(places[i])),
             groups=None if groups is None else groups.take(chosen),
-        )  # fmt: skip
+        )
 
 
 def clean_text(rows: Rows, ledger: Ledger, shortest: int) -> Units | None:

@@ -61,9 +61,10 @@ def text_column(found: Mapping[str, str], wanted: str, where: str) -> str:
 def strings_in(found: Mapping[str, str]) -> list[str]:
     """The columns that could be texts: neither an id nor an address."""
     return [
-        name for name, kind in found.items()
+        name
+        for name, kind in found.items()
         if kind == "string" and not _OF_THE_ROW.fullmatch(_WITHIN_A_NAME.sub("_", name))
-    ]  # fmt: skip
+    ]
 
 
 def named_column(

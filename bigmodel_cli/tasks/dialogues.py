@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks import Rows, Units
 
 OPENAI = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
-    "tool": "tool", "function": "tool",
-}  # fmt: skip
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
 ROLES = OPENAI | {
     "human": "user", "customer": "user", "prompter": "user", "gpt": "assistant",
     "bot": "assistant", "agent": "assistant", "model": "assistant", "chatbot": "assistant",
@@ -373,5 +377,10 @@ def units(batch: Rows, ledger: Ledger) -> Units | None:
     if not kept:
         return None
     table = pa.RecordBatch.from_arrays([pa.array(kept, pa.large_string())], names=["messages"])
-    return Units(table, pa.array(keys, pa.large_string()), np.array(sizes, np.int64), batch.split,
-                 lambda unit: batch.where(places[unit]))  # fmt: skip
+    return Units(
+        table,
+        pa.array(keys, pa.large_string()),
+        np.array(sizes, np.int64),
+        batch.split,
+        lambda unit: batch.where(places[unit]),
+    )

@@ -48,32 +48,56 @@ class ImageClassificationOptions(ClassOptions):
     """Options of the task, by stage."""
 
     image_size: int | None = option(
-        None, "Side of every image in pixels.", stage="prepare", minimum=4, maximum=1024,
+        None,
+        "Side of every image in pixels.",
+        stage="prepare",
+        minimum=4,
+        maximum=1024,
         shown_default="the images' own up to 64, else 64",
-    )  # fmt: skip
+    )
     color: str = option(
-        "auto", "Whether images are grey or coloured.", stage="prepare",
-        choices=("auto", "grey", "rgb"), shown_default="what the first images are",
-    )  # fmt: skip
+        "auto",
+        "Whether images are grey or coloured.",
+        stage="prepare",
+        choices=("auto", "grey", "rgb"),
+        shown_default="what the first images are",
+    )
     patch: int | None = option(
-        None, "Side of a patch in pixels.", stage="train", minimum=1,
-        maximum=1024, panel="Model", shown_default="the largest that leaves 7 in a row",
-    )  # fmt: skip
+        None,
+        "Side of a patch in pixels.",
+        stage="train",
+        minimum=1,
+        maximum=1024,
+        panel="Model",
+        shown_default="the largest that leaves 7 in a row",
+    )
     stem: str = option(
-        "conv", "How patches are embedded: each by itself, or by small convolutions that overlap.",
-        stage="train", choices=("patch", "conv"), panel="Model",
-    )  # fmt: skip
+        "conv",
+        "How patches are embedded: each by itself, or by small convolutions that overlap.",
+        stage="train",
+        choices=("patch", "conv"),
+        panel="Model",
+    )
     shift: int | None = option(
-        None, "Maximum shift of an image in training, in pixels.", stage="train", minimum=0,
-        maximum=512, panel="Optimization", shown_default="a 14th of the size",
-    )  # fmt: skip
+        None,
+        "Maximum shift of an image in training, in pixels.",
+        stage="train",
+        minimum=0,
+        maximum=512,
+        panel="Optimization",
+        shown_default="a 14th of the size",
+    )
     flip: bool = option(
         False, "Mirror half of the images in training.", stage="train", panel="Optimization"
     )
     erase: float = option(
-        0.0, "Fraction of the images in which training erases a rectangle.", stage="train",
-        minimum=0, maximum=1, panel="Optimization",
-    )  # fmt: skip
+        0.0,
+        "Fraction of the images in which training erases a rectangle.",
+        stage="train",
+        minimum=0,
+        maximum=1,
+        panel="Optimization",
+    )
 
 
 class ImageClassification(Classification):
@@ -90,9 +114,13 @@ class ImageClassification(Classification):
     )
 
     def __init__(
-        self, options: Any, form: Form | None = None, labels: Sequence[str] = (),
-        mean: Sequence[float] = (), deviation: Sequence[float] = (),
-    ) -> None:  # fmt: skip
+        self,
+        options: Any,
+        form: Form | None = None,
+        labels: Sequence[str] = (),
+        mean: Sequence[float] = (),
+        deviation: Sequence[float] = (),
+    ) -> None:
         super().__init__(options)
         self.labels = list(labels)
         self._form, self.mean, self.deviation = form, list(mean), list(deviation)
@@ -123,8 +151,9 @@ class ImageClassification(Classification):
         from bigmodel_cli.tasks.columns import named_column
 
         names = {"image": IMAGE_NAMES, "label": LABEL_NAMES}
-        chosen = {n: named_column(found, n, wanted.get(n), usual, where)
-                  for n, usual in names.items()}  # fmt: skip
+        chosen = {
+            n: named_column(found, n, wanted.get(n), usual, where) for n, usual in names.items()
+        }
         self.label_column = chosen["label"]
         return chosen
 
@@ -165,7 +194,7 @@ class ImageClassification(Classification):
             is_grey,
             opened,
             values,
-        )  # fmt: skip
+        )
 
         table = rows.table.slice(first, TOGETHER)
         images = table.column("image")
@@ -198,14 +227,19 @@ class ImageClassification(Classification):
         column = pa.array(pixels, pa.large_binary())
         labels = table.column("label").take(as_column(kept))
         return Units(
-            pa.RecordBatch.from_arrays([column, labels], names=["pixels", "label"]), column,
-            np.array(sizes, np.int64), rows.split, lambda i: rows.where(first + int(kept[i])),
-        )  # fmt: skip
+            pa.RecordBatch.from_arrays([column, labels], names=["pixels", "label"]),
+            column,
+            np.array(sizes, np.int64),
+            rows.split,
+            lambda i: rows.where(first + int(kept[i])),
+        )
 
     def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        self,
+        sample: Callable[[int], Iterator[pa.RecordBatch]],
+        size: int,
         wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
+    ) -> str:
         import numpy as np
 
         del wait
@@ -232,8 +266,10 @@ class ImageClassification(Classification):
         top = max((float(each.max()) for each in found if each is not None), default=65535.0)
         self._form = dataclasses.replace(self.form, white=white_of(top))
         count = self._found["deep"]
-        return (f"; {count:,} have more than 8 bits a value, of which the largest in training is "
-                f"{top:,.6g}: {self.form.white:,.6g} is white")  # fmt: skip
+        return (
+            f"; {count:,} have more than 8 bits a value, of which the largest in training is "
+            f"{top:,.6g}: {self.form.white:,.6g} is white"
+        )
 
     def _pixels(self, column: pa.Array) -> NDArray[np.uint8]:
         """Pixels (n, C, S, S) of a column of them."""
@@ -265,9 +301,10 @@ class ImageClassification(Classification):
             )
         lengths = np.full(len(pixels), pixels[:1].size)
         return Columns(
-            len(pixels), {"pixels": pixels.reshape(-1), "label": self.codes(units.column("label"))},
+            len(pixels),
+            {"pixels": pixels.reshape(-1), "label": self.codes(units.column("label"))},
             {"pixels": lengths},
-        )  # fmt: skip
+        )
 
     def remarks(self) -> list[str]:
         from bigmodel_cli.tasks.pixels import REMARKS
@@ -284,7 +321,7 @@ class ImageClassification(Classification):
     def load(cls, folder: Path, options: Any) -> Self:
         from bigmodel_cli.tasks.pixels import Form
 
-        document = read_json(folder / PICTURES_FILE, "codec", "make it again")
+        document = read_json(folder / PICTURES_FILE, "preprocessor", "make it again")
         try:
             white = float(document["white"]) if "white" in document else None
             form = Form(int(document["channels"]), int(document["size"]), white)
@@ -298,8 +335,9 @@ class ImageClassification(Classification):
             ):
                 raise ValueError(document)
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"the codec `{folder}` is corrupt: {error!r}", "make it again"
-                                ) from None  # fmt: skip
+            raise ArtifactError(
+                f"the preprocessor `{folder}` is corrupt: {error!r}", "make it again"
+            ) from None
         task = cls(options, form, cls.read_labels(folder), mean, deviation)
         return task.read_untrained(folder)
 
@@ -371,8 +409,11 @@ class ImageClassification(Classification):
             yield self._batch(split, examples)
 
     def protocol(self) -> dict[str, Any]:
-        return {**super().protocol(), "image_size": self.form.size,
-                "color": "grey" if self.form.channels == 1 else "rgb"}  # fmt: skip
+        return {
+            **super().protocol(),
+            "image_size": self.form.size,
+            "color": "grey" if self.form.channels == 1 else "rgb",
+        }
 
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import warnings
@@ -412,11 +453,14 @@ class ImageClassification(Classification):
         for unit in generator(SAMPLES, seed).permutation(len(split))[:count].tolist():
             pixels = self._raw(split, np.array([unit]))[0]
             answer = next(last for *_, last in self.answer(model, [Request(pixels)]) if last)
-            found.append({
-                "prompt": f"image {unit:,}\n", "picture": data_uri(pixels),
-                "output": shown_label(answer),
-                "reference": self.labels[int(split.column("label")[unit])],
-            })  # fmt: skip
+            found.append(
+                {
+                    "prompt": f"image {unit:,}\n",
+                    "picture": data_uri(pixels),
+                    "output": shown_label(answer),
+                    "reference": self.labels[int(split.column("label")[unit])],
+                }
+            )
         return found
 
     def proof(self, split: Split, count: int) -> Proof:

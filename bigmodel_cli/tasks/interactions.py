@@ -111,8 +111,10 @@ class _Names:
         """The number of each text: (n,); −1 where there is none."""
         coded = pc.dictionary_encode(trimmed(column))
         known = self._numbers
-        table = [known.setdefault(name, len(known)) if name else -1
-                 for name in coded.dictionary.to_pylist()]  # fmt: skip
+        table = [
+            known.setdefault(name, len(known)) if name else -1
+            for name in coded.dictionary.to_pylist()
+        ]
         places = as_array(pc.fill_null(coded.indices, len(table)))
         codes: NDArray[np.int32] = np.array([*table, -1], np.int32)[places]
         return codes
@@ -160,8 +162,15 @@ def collect(rows: Iterable[Rows], ledger: Ledger, min_rating: float | None) -> I
             drop(ledger, reason, np.flatnonzero(bad & kept), sizes, batch.where)
             kept &= ~bad
         part = np.full(int(kept.sum()), PARTS.index(batch.split or "train"), np.int8)
-        parts.append((user[kept], item[kept], times[kept] if len(times) else times, part,
-                      sizes[kept].astype(np.int32)))  # fmt: skip
+        parts.append(
+            (
+                user[kept],
+                item[kept],
+                times[kept] if len(times) else times,
+                part,
+                sizes[kept].astype(np.int32),
+            )
+        )
         first.append(first[-1] + len(part))
         places.append(np.flatnonzero(kept).astype(np.int32))
         wheres.append(batch.where)
@@ -171,17 +180,27 @@ def collect(rows: Iterable[Rows], ledger: Ledger, min_rating: float | None) -> I
         return wheres[number](int(places[number][index - first[number]]))
 
     if not parts:
-        parts = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.int8),
-                  np.zeros(0, np.int32))]  # fmt: skip
+        parts = [
+            (
+                np.zeros(0, np.int32),
+                np.zeros(0, np.int32),
+                np.zeros(0),
+                np.zeros(0, np.int8),
+                np.zeros(0, np.int32),
+            )
+        ]
     user, item, times, part, size = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Interactions(user, item, times if timed == {True} else None, part, size, users.texts(),
                         items.texts(), where)  # fmt: skip
 
 
 def drop(
-    ledger: Ledger, reason: str, places: NDArray[np.int64], sizes: NDArray[Any],
+    ledger: Ledger,
+    reason: str,
+    places: NDArray[np.int64],
+    sizes: NDArray[Any],
     where: Callable[[int], str],
-) -> None:  # fmt: skip
+) -> None:
     """Counts many rows at once; the first are named."""
     for place in places[:SHOWN].tolist():
         ledger.drop(reason, int(sizes[place]), where(place))
@@ -299,9 +318,12 @@ def catalogue(
 
 
 def histories(
-    data: Interactions, order: NDArray[np.int64], parts: NDArray[np.int8],
-    item_names: Sequence[str], numbers_: NDArray[np.int32],
-) -> Iterator[Units]:  # fmt: skip
+    data: Interactions,
+    order: NDArray[np.int64],
+    parts: NDArray[np.int8],
+    item_names: Sequence[str],
+    numbers_: NDArray[np.int32],
+) -> Iterator[Units]:
     """Each user's part of each split that has one, as a unit: `items`, those interactions, and
     `before`, the user's earlier ones. `order` is by user and part."""
     users, items, sizes = data.users[order], numbers_[data.items[order]], data.sizes[order]
@@ -325,9 +347,12 @@ def histories(
                     pa.RecordBatch.from_arrays(
                         [_lists(items, b, c), _lists(items, a, b)], names=["items", "before"]
                     ),
-                    _keys(who, part, names, items, a, b, c), sums[c] - sums[b], part,
-                    lambda index, who=who: f"user `{who[index]}`", rows=c - b,  # type: ignore[misc]
-                )  # fmt: skip
+                    _keys(who, part, names, items, a, b, c),
+                    sums[c] - sums[b],
+                    part,
+                    lambda index, who=who: f"user `{who[index]}`",  # type: ignore[misc]
+                    rows=c - b,
+                )
 
 
 def _runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -346,12 +371,19 @@ def _lists(
 
 
 def _keys(
-    who: list[str], part: str, names: pa.Array, items: NDArray[np.int32], firsts: NDArray[np.int64],
-    begins: NDArray[np.int64], stops: NDArray[np.int64],
-) -> pa.Array:  # fmt: skip
+    who: list[str],
+    part: str,
+    names: pa.Array,
+    items: NDArray[np.int32],
+    firsts: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    stops: NDArray[np.int64],
+) -> pa.Array:
     """What a unit is: user, split and all of the history by names. No two of a user are alike."""
-    heads = [f"{part} {scored} {len(user)} {user}"
-             for user, scored in zip(who, (stops - begins).tolist(), strict=True)]  # fmt: skip
+    heads = [
+        f"{part} {scored} {len(user)} {user}"
+        for user, scored in zip(who, (stops - begins).tolist(), strict=True)
+    ]
     texts = names.take(as_column(items[_runs(firsts, stops)]))
     offsets = as_column(np.append(0, np.cumsum(stops - firsts)).astype(np.int32))
     line = pa.scalar("\n", pa.large_string())

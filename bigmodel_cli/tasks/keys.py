@@ -45,11 +45,16 @@ def _merged(of: Mapping[str, Key], tasks: int) -> Key:
         ((help_, _),) = said
         more = "" if len(of) == tasks else f" ({', '.join(of)})"
         return replace(first, meta={**first.meta, "help": help_ + more})
-    parts = [f"{', '.join(where)}: {help_} [default: {shown}]"
-             for (help_, shown), where in said.items()]  # fmt: skip
+    parts = [
+        f"{', '.join(where)}: {help_} [default: {shown}]" for (help_, shown), where in said.items()
+    ]
     lows = [key.meta["minimum"] for key in of.values() if key.meta["minimum"] is not None]
-    meta = {**first.meta, "help": " ".join(parts), "shown_default": "",
-            "minimum": min(lows, default=None)}  # fmt: skip
+    meta = {
+        **first.meta,
+        "help": " ".join(parts),
+        "shown_default": "",
+        "minimum": min(lows, default=None),
+    }
     return replace(first, default=None, meta=meta)
 
 
@@ -67,5 +72,7 @@ def task_options(kind: type[Task], stage: str, said: Mapping[str, Any]) -> dict[
                 f"{flag} is not an option of the task `{kind.name}`",
                 f"it belongs to {', '.join(others)}; see --task" if others else "leave it out",
             )
-    return {name: convert(key, said[name]) if said.get(name) is not None else key.default
-            for name, key in own.items()}  # fmt: skip
+    return {
+        name: convert(key, said[name]) if said.get(name) is not None else key.default
+        for name, key in own.items()
+    }

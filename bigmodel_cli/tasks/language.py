@@ -52,9 +52,13 @@ class LanguageOptions(TokenizerOptions):
         panel="Model",
     )
     context: int = option(
-        256, "Context length in tokens.", stage="train", minimum=2, maximum=1 << 20,
+        256,
+        "Context length in tokens.",
+        stage="train",
+        minimum=2,
+        maximum=1 << 20,
         panel="Model",
-    )  # fmt: skip
+    )
 
 
 class Language(TextTask):
@@ -148,8 +152,9 @@ class Language(TextTask):
         if tokens < self.options.context and len(sequences):
             raise UsageError(
                 f"--context is {self.options.context:,}, but the train split has only {tokens:,} "
-                "tokens", "choose a shorter context, or prepare more data",
-            )  # fmt: skip
+                "tokens",
+                "choose a shorter context, or prepare more data",
+            )
         order = PackedOrder(sequences, self.options.context, seed)
         return PackedPlan(order, self.tokenizer if self.masked else None)
 
@@ -238,8 +243,10 @@ class Language(TextTask):
                     yield make_batch(
                         np.where(hidden, self.tokenizer.mask, np.where(real, targets, 0)),
                         np.where(hidden, targets, IGNORED),
-                        segments, units=units, sizes=sizes,
-                    )  # fmt: skip
+                        segments,
+                        units=units,
+                        sizes=sizes,
+                    )
 
     @property
     def _stride(self) -> int:
@@ -318,8 +325,13 @@ class Language(TextTask):
             text = [t for t in tokens if t not in self.tokenizer.specials]
             cut = min(half, max(1, len(text) // 2))
             start, rest = self.tokenizer.decode(text[:cut]), self.tokenizer.decode(text[cut:])
-            document: dict[str, Any] = {"prompt": start, "max_tokens": 96, "temperature": 0.8,
-                                        "top_p": 0.95, "seed": seed}  # fmt: skip
+            document: dict[str, Any] = {
+                "prompt": start,
+                "max_tokens": 96,
+                "temperature": 0.8,
+                "top_p": 0.95,
+                "seed": seed,
+            }
             if self.masked:
                 shown = self.tokenizer.decode(text[: self.options.context // 2])
                 words = [match.span() for match in re.finditer(WORDS, shown)] or [(0, len(shown))]

@@ -45,8 +45,9 @@ def languages_in(columns: Mapping[str, str]) -> list[str]:
         if len(members) > 1 and all(map(is_language, members)):
             return [f"{parent}.{member}" for member in members]
     flat = [
-        name for name, kind in columns.items()
+        name
+        for name, kind in columns.items()
         if kind == "lines" or (kind in ("string", "null") and name not in ("id", "no"))
-    ]  # fmt: skip
+    ]
     found = [name for name in flat if is_language(name)]
     return found if len(found) > 1 else []

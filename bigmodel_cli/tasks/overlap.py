@@ -65,7 +65,7 @@ def read_tokenizer(folder: Path) -> str:
     """Which of sacrebleu's tokenizers BLEU counts by. Raises ArtifactError."""
     if not (folder / BLEU_FILE).exists():
         return USUAL
-    name = read_json(folder / BLEU_FILE, "codec", "make it again").get("tokenizer")
+    name = read_json(folder / BLEU_FILE, "preprocessor", "make it again").get("tokenizer")
     if name not in TOKENIZERS:
         raise ArtifactError(f"`{folder / BLEU_FILE}` is corrupt: {name!r}", "make it again")
     return str(name)

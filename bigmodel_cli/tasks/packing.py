@@ -77,9 +77,12 @@ class PackedOrder:
             self._epoch = epoch
 
     def fill(
-        self, position: int, inputs: NDArray[np.int64], targets: NDArray[np.int64],
+        self,
+        position: int,
+        inputs: NDArray[np.int64],
+        targets: NDArray[np.int64],
         segments: NDArray[np.int64],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Writes row `position` into arrays (T,); the rest of a last, short row is padding: input
         0, target IGNORED, a segment of its own."""
         epoch, place = divmod(position, self.rows)
@@ -156,9 +159,12 @@ class WholePlan(Plan):
     even = True
 
     def __init__(
-        self, lengths: NDArray[np.int64], context: int, seed: int,
+        self,
+        lengths: NDArray[np.int64],
+        context: int,
+        seed: int,
         pairs: Callable[[int], tuple[NDArray[Any], NDArray[np.int64]]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.context, self._seed, self._pairs = context, seed, pairs
         self._bins = best_fit(lengths, context, seed)
         self.rows, self.row_tokens = len(self._bins), float(context)
@@ -210,9 +216,11 @@ def best_fit(lengths: NDArray[np.int64], room: int, seed: int) -> list[list[int]
 
 
 def leave_out(
-    inputs: NDArray[np.int64], targets: NDArray[np.int64], tokenizer: Tokenizer,
+    inputs: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    tokenizer: Tokenizer,
     random: np.random.Generator,
-) -> None:  # fmt: skip
+) -> None:
     """Makes a row (T,) of next-token pairs one of a masked model: the targets, of which 15 % are
     to be told; of these 80 % are masked, 10 % random, 10 % kept (Devlin et al. 2018)."""
     real = targets != IGNORED
@@ -228,9 +236,11 @@ def leave_out(
 
 
 def make_batch(
-    inputs: NDArray[np.int64], targets: NDArray[np.int64], segments: NDArray[np.int64],
+    inputs: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    segments: NDArray[np.int64],
     **extra: NDArray[Any],
-) -> Batch:  # fmt: skip
+) -> Batch:
     """Arrays (B, T) as a batch; segments are left out where no row has more than one."""
     named = {"tokens_BT": torch.from_numpy(inputs)}
     if (segments != segments[:, :1]).any():

@@ -122,10 +122,11 @@ def nearest(name: str, known: frozenset[str]) -> str:
     near = [
         (distance, other)
         for other in known
-        if min(len(other), len(plain)) >= SHORTEST - 1 and len(other) >= SHORTEST
+        if min(len(other), len(plain)) >= SHORTEST - 1
+        and len(other) >= SHORTEST
         and abs(len(other) - len(plain)) <= EDITS
         and (distance := edits(plain, other)) <= EDITS
-    ]  # fmt: skip
+    ]
     return min(near)[1] if near else ""
 
 

@@ -244,14 +244,19 @@ def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
     if text.startswith("data:"):
         data = read_uri(text)
     elif not opens_files:
-        raise DataError("`image` must be a data: URI here: files are not opened for others",
-                        'for example {"image": "data:image/png;base64,…"}')  # fmt: skip
+        raise DataError(
+            "`image` must be a data: URI here: files are not opened for others",
+            'for example {"image": "data:image/png;base64,…"}',
+        )
     elif "://" in text:
-        raise DataError(f"`image` is `{shown}`, and nothing is fetched from elsewhere",
-                        "give a path, or a data: URI")  # fmt: skip
+        raise DataError(
+            f"`image` is `{shown}`, and nothing is fetched from elsewhere",
+            "give a path, or a data: URI",
+        )
     elif (data := read_file(Path(text))) is None:
-        raise DataError(f"`image` is `{shown}`, which is not a readable file",
-                        "give a path, or a data: URI")  # fmt: skip
+        raise DataError(
+            f"`image` is `{shown}`, which is not a readable file", "give a path, or a data: URI"
+        )
     try:
         return array(opened(data or b""), form)
     except NoPictureError as error:
@@ -319,9 +324,13 @@ class Augmentation:
     erase: float
 
     def __call__(
-        self, pixels_BCSS: NDArray[np.uint8], fill_C: NDArray[np.uint8], seed: int,
-        examples: NDArray[np.int64], epochs: NDArray[np.int64],
-    ) -> NDArray[np.uint8]:  # fmt: skip
+        self,
+        pixels_BCSS: NDArray[np.uint8],
+        fill_C: NDArray[np.uint8],
+        seed: int,
+        examples: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:
         """The images as they are in these epochs: (B, C, S, S)."""
         from bigmodel_cli.tasks.packing import AUGMENT, generator  # loads torch
 

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
 CUTS = (1, 5, 10, 20)
 LISTED = 10  # items that an answer has by default: what coverage counts
-STATISTICS = ("nats", "targets", "reciprocal_rank", *(f"hit@{k}" for k in CUTS),
-              *(f"dcg@{k}" for k in CUTS))  # fmt: skip
+STATISTICS = (
+    "nats",
+    "targets",
+    "reciprocal_rank",
+    *(f"hit@{k}" for k in CUTS),
+    *(f"dcg@{k}" for k in CUTS),
+)
 SCORES = 1 << 24  # at a time
 RECOMMENDED = "recommended"
 
@@ -156,9 +161,11 @@ def hide(scores_MV: Tensor, targets: Targets) -> None:
 
 
 def judge(
-    split: Split, items: int, repeat: bool,
+    split: Split,
+    items: int,
+    repeat: bool,
     score: Callable[[Targets], tuple[Tensor, Tensor]],
-) -> Predictions:  # fmt: skip
+) -> Predictions:
     """score: gives the scores of all items (M, V), which are changed, and the −log p of the
     targets (M,)."""
     judge = Judge(items, repeat)

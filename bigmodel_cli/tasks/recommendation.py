@@ -46,13 +46,18 @@ class RecommendationOptions:
     """Options of the task, by stage."""
 
     min_count: int = option(
-        5, "Keep users and items with at least this many interactions (the k-core).",
-        stage="prepare", minimum=1,
-    )  # fmt: skip
+        5,
+        "Keep users and items with at least this many interactions (the k-core).",
+        stage="prepare",
+        minimum=1,
+    )
     min_rating: float | None = option(
-        None, "Drop interactions of a lower rating.", stage="prepare", minimum=-1e9,
+        None,
+        "Drop interactions of a lower rating.",
+        stage="prepare",
+        minimum=-1e9,
         shown_default="ratings are not looked at",
-    )  # fmt: skip
+    )
     split_by: str = option(
         "leave-one-out",
         "Hold out each user's last items (test, and before it val), or, of all users, what came "
@@ -60,10 +65,17 @@ class RecommendationOptions:
         stage="prepare",
         choices=("leave-one-out", "time"),
     )
-    context: int = option(50, "Maximum items of a history; its last ones are kept.", stage="train",
-                          minimum=2, maximum=1 << 20, panel="Model")  # fmt: skip
-    repeat: bool = option(False, "Recommend items of the history as well.", stage="train",
-                          panel="Model")  # fmt: skip
+    context: int = option(
+        50,
+        "Maximum items of a history; its last ones are kept.",
+        stage="train",
+        minimum=2,
+        maximum=1 << 20,
+        panel="Model",
+    )
+    repeat: bool = option(
+        False, "Recommend items of the history as well.", stage="train", panel="Model"
+    )
 
 
 class Recommendation(Task):
@@ -128,9 +140,11 @@ class Recommendation(Task):
         yield from interactions.histories(data, order, parts, self.names, numbers)
 
     def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        self,
+        sample: Callable[[int], Iterator[pa.RecordBatch]],
+        size: int,
         wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
+    ) -> str:
         del sample, size, wait
         new = sum(count == 0 for count in self.counts)
         unseen = f", {new:,} of them not in training" if new else ""
@@ -159,14 +173,17 @@ class Recommendation(Task):
 
     @classmethod
     def load(cls, folder: Path, options: Any) -> Self:
-        document = read_json(folder / ITEMS_FILE, "codec", "make it again")
+        document = read_json(folder / ITEMS_FILE, "preprocessor", "make it again")
         names, counts = document.get("items"), document.get("counts")
         if (
-            not isinstance(names, list) or not isinstance(counts, list)
+            not isinstance(names, list)
+            or not isinstance(counts, list)
             or not 0 < len(names) == len(counts)
-            or set(map(type, names)) != {str} or set(map(type, counts)) != {int}
-            or len({*names}) < len(names) or not 0 <= min(counts) <= max(counts) < 1 << 53
-        ):  # fmt: skip
+            or set(map(type, names)) != {str}
+            or set(map(type, counts)) != {int}
+            or len({*names}) < len(names)
+            or not 0 <= min(counts) <= max(counts) < 1 << 53
+        ):
             raise ArtifactError(f"the items in `{folder}` are corrupt", "make them again")
         return cls(options, names, counts)
 
@@ -195,9 +212,11 @@ class Recommendation(Task):
             del epochs
             rows = []
             for unit, begin, first, end in zip(
-                units[chosen].tolist(), begins[chosen].tolist(), firsts[chosen].tolist(),
+                units[chosen].tolist(),
+                begins[chosen].tolist(),
+                firsts[chosen].tolist(),
                 ends[chosen].tolist(),
-            ):  # fmt: skip
+            ):
                 items = split.values("items", unit, unit + 1)[begin : end + 1]
                 rows.append((items[:-1], items[1:], first - begin))
             return self._batch(rows)
@@ -269,8 +288,14 @@ class Recommendation(Task):
         for chosen in by_length(lengths, max(rows, ROWS), None):
             part = [found[i] for i in chosen.tolist()]
             targets = Targets.of(part)
-            cut = [(history[max(0, place - T) : place], history[max(1, place - T + 1) : place + 1],
-                    min(place, T) - 1) for _, place, history in part]  # fmt: skip
+            cut = [
+                (
+                    history[max(0, place - T) : place],
+                    history[max(1, place - T + 1) : place + 1],
+                    min(place, T) - 1,
+                )
+                for _, place, history in part
+            ]
             yield self._batch(cut, units=targets.units, seen=targets.seen, counts=targets.counts)
 
     def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
@@ -291,12 +316,15 @@ class Recommendation(Task):
     def protocol(self) -> dict[str, Any]:
         options = self.options
         return {
-            "split_by": options.split_by, "min_count": options.min_count,
-            "min_rating": options.min_rating, "candidates": len(self.names),
+            "split_by": options.split_by,
+            "min_count": options.min_count,
+            "min_rating": options.min_rating,
+            "candidates": len(self.names),
             "seen": "may come" if options.repeat else "left out; a target among it misses",
-            "ties": "mean over their orders", "ties_in_time": "order of the files",
+            "ties": "mean over their orders",
+            "ties_in_time": "order of the files",
             "targets": "all with an item before them",
-        }  # fmt: skip
+        }
 
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import numpy as np
@@ -307,8 +335,9 @@ class Recommendation(Task):
         known = [train.values("items", unit, unit + 1) for unit in range(len(train))]
         counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *known]), minlength=V)
         for name, score in (
-            ("most_popular", ranking.popular(counts)), ("item_knn", ranking.neighbours(known, V)),
-        ):  # fmt: skip
+            ("most_popular", ranking.popular(counts)),
+            ("item_knn", ranking.neighbours(known, V)),
+        ):
             yield name, ranking.judge(split, V, self.options.repeat, score)
 
     def samples(
@@ -326,11 +355,13 @@ class Recommendation(Task):
             wish = Wish(history[:place].tolist(), 5, self.options.repeat, 0)
             answer = next(last for *_, last in self.answer(model, [Request(wish)]) if last)
             shown = [self.names[i] for i in history[:place][-SHOWN_HISTORY:].tolist()]
-            found.append({
-                "prompt": ", ".join(shown) + "\n",
-                "output": ", ".join(item["item"] for item in answer["items"]),
-                "reference": self.names[int(history[place])],
-            })  # fmt: skip
+            found.append(
+                {
+                    "prompt": ", ".join(shown) + "\n",
+                    "output": ", ".join(item["item"] for item in answer["items"]),
+                    "reference": self.names[int(history[place])],
+                }
+            )
         return found
 
     def proof(self, split: Split, count: int) -> Proof:

@@ -19,8 +19,9 @@ BATCH = 256  # prompts looked up at a time
 
 def unigram(
     known: Iterable[tuple[NDArray[Any], NDArray[Any]]],
-    scored: Iterable[tuple[NDArray[Any], NDArray[Any]]], vocabulary: int,
-) -> NDArray[np.float64]:  # fmt: skip
+    scored: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    vocabulary: int,
+) -> NDArray[np.float64]:
     """Nats, tokens and right guesses (n, 3) of what is learned of dialogues, by how often each
     token is in the replies of others. A dialogue: its tokens, and whether each is learned (T,)."""
     import numpy as np

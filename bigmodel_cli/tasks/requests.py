@@ -105,9 +105,13 @@ def generation(document: Mapping[str, Any], prompt: Any) -> Request:
 
 
 def number_field(
-    document: Mapping[str, Any], name: str, default: float, low: float, high: float,
+    document: Mapping[str, Any],
+    name: str,
+    default: float,
+    low: float,
+    high: float,
     whole: bool = False,
-) -> float:  # fmt: skip
+) -> float:
     """A request's field that has to be a number. Raises DataError."""
     value = document.get(name)
     if value is None:

@@ -27,9 +27,11 @@ class ShuffledPlan(Plan):
     """
 
     def __init__(
-        self, lengths: NDArray[np.int64], seed: int,
+        self,
+        lengths: NDArray[np.int64],
+        seed: int,
         make: Callable[[NDArray[np.int64], NDArray[np.int64]], Batch],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.rows = len(lengths)
         self.row_tokens = float(lengths.mean()) if len(lengths) else 0.0
         self.even = len(lengths) > 0 and bool((lengths == lengths[0]).all())
@@ -39,8 +41,10 @@ class ShuffledPlan(Plan):
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
             order = generator(ORDER, self._seed, epoch).permutation(self.rows)
-            self._orders = {**{k: v for k, v in self._orders.items() if k == epoch - 1},
-                            epoch: order}  # fmt: skip
+            self._orders = {
+                **{k: v for k, v in self._orders.items() if k == epoch - 1},
+                epoch: order,
+            }
         return self._orders[epoch]
 
     def _examples(self, position: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

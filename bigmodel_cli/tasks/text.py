@@ -96,9 +96,11 @@ class TextTask(Task):
         """What the tokenizer is learned from."""
 
     def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        self,
+        sample: Callable[[int], Iterator[pa.RecordBatch]],
+        size: int,
         wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
+    ) -> str:
         from bigmodel_cli.artifacts import brought, tokenizer
 
         def texts(limit: int) -> Iterator[str]:

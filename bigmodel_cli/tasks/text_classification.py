@@ -38,18 +38,28 @@ class TextClassificationOptions(ClassOptions, TokenizerOptions):
     """Options of the task, by stage."""
 
     token_dropout: float = option(
-        0.1, "Fraction of a text's tokens that are masked in training, others in each epoch.",
-        stage="train", minimum=0, maximum=0.9, panel="Optimization",
-    )  # fmt: skip
+        0.1,
+        "Fraction of a text's tokens that are masked in training, others in each epoch.",
+        stage="train",
+        minimum=0,
+        maximum=0.9,
+        panel="Optimization",
+    )
 
     min_chars: int = option(
-        1, "Drop texts of fewer characters; each Chinese, Japanese, Korean, Thai … one counts as "
-        "three.", stage="prepare", minimum=0,
-    )  # fmt: skip
+        1,
+        "Drop texts of fewer characters; each Chinese, Japanese, Korean, Thai … one counts as "
+        "three.",
+        stage="prepare",
+        minimum=0,
+    )
     context: int = option(
-        256, "Maximum tokens of a text; its first ones are kept.", stage="prepare", minimum=2,
+        256,
+        "Maximum tokens of a text; its first ones are kept.",
+        stage="prepare",
+        minimum=2,
         maximum=1 << 20,
-    )  # fmt: skip
+    )
 
 
 class TextClassification(TextTask, Classification):
@@ -114,9 +124,11 @@ class TextClassification(TextTask, Classification):
         return list(units.column("text").to_pylist())
 
     def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        self,
+        sample: Callable[[int], Iterator[pa.RecordBatch]],
+        size: int,
         wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
+    ) -> str:
         return f"{self.fit_labels(sample, size)}; {super().fit(sample, size, wait)}"
 
     def remarks(self) -> list[str]:
@@ -134,9 +146,10 @@ class TextClassification(TextTask, Classification):
         tokens = np.full(int(lengths.sum()), self.tokenizer.endoftext, self.tokenizer.dtype)
         put_between(tokens, np.cumsum(lengths) - lengths + 1, ids, counts)
         return Columns(
-            len(counts), {"tokens": tokens, "label": self.codes(units.column("label"))},
+            len(counts),
+            {"tokens": tokens, "label": self.codes(units.column("label"))},
             {"tokens": lengths},
-        )  # fmt: skip
+        )
 
     def save(self, folder: Path) -> None:
         super().save(folder)
@@ -218,9 +231,10 @@ class TextClassification(TextTask, Classification):
 
     def protocol(self) -> dict[str, Any]:
         return {
-            **super().protocol(), "window": self.options.context,
+            **super().protocol(),
+            "window": self.options.context,
             "tokenization": self.tokenizer.signature,
-        }  # fmt: skip
+        }
 
     def contents(self, split: Split) -> Iterator[bytes]:
         for text, label in zip(super().contents(split), split.column("label").tolist()):
@@ -261,8 +275,9 @@ class TextClassification(TextTask, Classification):
             request = Request(split.values("tokens", unit, unit + 1).tolist())
             answer = next(last for *_, last in self.answer(model, [request]) if last)
             label = self.labels[int(split.column("label")[unit])]
-            found.append({"prompt": text[:1000] + "\n", "output": shown_label(answer),
-                          "reference": label})  # fmt: skip
+            found.append(
+                {"prompt": text[:1000] + "\n", "output": shown_label(answer), "reference": label}
+            )
         return found
 
     def proof(self, split: Split, count: int) -> Proof:

@@ -56,9 +56,13 @@ class TranslationOptions(TokenizerOptions):
         minimum=1,
     )
     context: int = option(
-        256, "Maximum tokens of a pair; half of them for the source.", stage="train",
-        minimum=8, maximum=1 << 20, panel="Model",
-    )  # fmt: skip
+        256,
+        "Maximum tokens of a pair; half of them for the source.",
+        stage="train",
+        minimum=8,
+        maximum=1 << 20,
+        panel="Model",
+    )
 
 
 class Translation(TextTask):
@@ -97,8 +101,11 @@ class Translation(TextTask):
         from bigmodel_cli.tasks.columns import listed, named_column, usual
         from bigmodel_cli.tasks.languages import languages_in
 
-        chosen = {name: named_column(found, name, wanted[name], (), where)
-                  for name in USUAL if name in wanted}  # fmt: skip
+        chosen = {
+            name: named_column(found, name, wanted[name], (), where)
+            for name in USUAL
+            if name in wanted
+        }
         lines = [name for name, kind in found.items() if kind == "lines"]
         rest = [n for n in languages_in(found) or lines if n not in chosen.values()]
         missing = [name for name in USUAL if name not in chosen]
@@ -153,9 +160,11 @@ class Translation(TextTask):
         return (text for name in USUAL for text in units.column(name).to_pylist())
 
     def fit(
-        self, sample: Callable[[int], Iterator[pa.RecordBatch]], size: int,
+        self,
+        sample: Callable[[int], Iterator[pa.RecordBatch]],
+        size: int,
         wait: Callable[[Callable[[], None]], None],
-    ) -> str:  # fmt: skip
+    ) -> str:
         from bigmodel_cli.tasks.scripts import bleu_tokenizer
 
         what = super().fit(sample, size, wait)
@@ -342,10 +351,12 @@ class Translation(TextTask):
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "window": self.options.context, "tokenization": self.tokenizer.signature,
-            "beam": SEARCH.beam, "length_penalty": SEARCH.penalty,
+            "window": self.options.context,
+            "tokenization": self.tokenizer.signature,
+            "beam": SEARCH.beam,
+            "length_penalty": SEARCH.penalty,
             **{overlap.name: overlap.signature for overlap in self._overlaps},
-        }  # fmt: skip
+        }
 
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import numpy as np
@@ -381,8 +392,13 @@ class Translation(TextTask):
         found = []
         for unit, request in self._held_out(split, chosen):
             answer = next(last for *_, last in self.answer(model, [request]) if last)
-            found.append({"prompt": f"{request.prompt}\n", "output": answer["target"],
-                          "reference": self._text(split, "target", unit)})  # fmt: skip
+            found.append(
+                {
+                    "prompt": f"{request.prompt}\n",
+                    "output": answer["target"],
+                    "reference": self._text(split, "target", unit),
+                }
+            )
         return found
 
     def proof(self, split: Split, count: int) -> Proof:

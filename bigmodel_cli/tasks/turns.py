@@ -53,9 +53,12 @@ def room(context: int, written: int) -> int:
 
 
 def fitted(
-    found: Sequence[Message], parts: Sequence[list[int]], header: Sequence[int], context: int,
+    found: Sequence[Message],
+    parts: Sequence[list[int]],
+    header: Sequence[int],
+    context: int,
     written: int,
-) -> tuple[list[int], int]:  # fmt: skip
+) -> tuple[list[int], int]:
     """The tokens of a dialogue to be answered with so many, at most, and how many messages were
     left out, as in training: the oldest turns. parts: the tokens of its messages; header: those
     that stand before them, which is one, and after.
@@ -69,8 +72,9 @@ def fitted(
         fixed = sum(sizes[place] for place in without(found, len(found) - 1)) + len(header)
         raise DataError(
             f"the last message, with what the system says, has {fixed:,} tokens, but the model "
-            f"reads {context:,}", "shorten it: only older messages can be left out",
-        )  # fmt: skip
+            f"reads {context:,}",
+            "shorten it: only older messages can be left out",
+        )
     kept = without(found, start)
     tokens = [header[0], *(t for place in kept for t in parts[place]), *header[1:]]
     return tokens, len(found) - len(kept)

@@ -13,8 +13,10 @@ _CHARACTER = f"[{SPACELESS}][{MARKS}]*"
 # Words as spaces part them
 WORDS = rf"{_CHARACTER}|[^\s{SPACELESS}]+"
 WORD = re.compile(rf"{_CHARACTER}|(?:[^\W{SPACELESS}][{MARKS}]*)+|[^\w\s]")  # without punctuation
-_JOINED = re.compile(f"(?<=[{SPACELESS}{MARKS}\u3000-\u303f\uff00-\uff65]) "
-                     f"(?=[{SPACELESS}\u3000-\u303f\uff00-\uff65])")  # fmt: skip
+_JOINED = re.compile(
+    f"(?<=[{SPACELESS}{MARKS}\u3000-\u303f\uff00-\uff65]) "
+    f"(?=[{SPACELESS}\u3000-\u303f\uff00-\uff65])"
+)
 
 
 def joined(words: Iterable[str]) -> str:

@@ -142,7 +142,7 @@ class Allowance:
 
     def __init__(
         self, clock: Clock, full: int, parts: int, weights: int, state: Mapping[str, Any], at: float
-    ) -> None:  # fmt: skip
+    ) -> None:
         assert clock.length.seconds is not None
         self._clock, self.full, self.parts = clock, full, parts
         self._whole = SHARE * clock.length.seconds
@@ -154,8 +154,12 @@ class Allowance:
         self.plan(at)
 
     def state(self) -> dict[str, Any]:
-        return {"rows": self.rows, "spent": self.spent, "saving": self.saving,
-                "pace": self._clock.pace}  # fmt: skip
+        return {
+            "rows": self.rows,
+            "spent": self.spent,
+            "saving": self.saving,
+            "pace": self._clock.pace,
+        }
 
     @property
     def left(self) -> float:

@@ -55,9 +55,12 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     found: dict[str, Any] = {
-        "device": device.type, "name": name, "torch": torch.__version__.split("+")[0],
-        "simd": torch.backends.cpu.get_cpu_capability(), "arithmetic": ARITHMETIC[device.type],
-    }  # fmt: skip
+        "device": device.type,
+        "name": name,
+        "torch": torch.__version__.split("+")[0],
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "arithmetic": ARITHMETIC[device.type],
+    }
     return found | ({"ranks": parallel.world()} if parallel.world() > 1 else {})
 
 
@@ -100,8 +103,7 @@ class Engine:
     def warm_up(self) -> None:
         """Has what is compiled compiled now, for each size of micro-batch, and changes nothing."""
         begin, end = parallel.share(self.batch_size)
-        sizes = {min(self.micro_batch, end - row)
-                 for row in range(begin, end, self.micro_batch)}  # fmt: skip
+        sizes = {min(self.micro_batch, end - row) for row in range(begin, end, self.micro_batch)}
         self.model.train()
         for size in sizes:
             with self.autocast():

@@ -46,9 +46,15 @@ class Loop:
     """The run from its state to its end: updates, log, validations, checkpoints."""
 
     def __init__(
-        self, config: TrainConfig, place: Run, context: Context, engine: Engine, clock: Clock,
-        val: Split, state: dict[str, Any],
-    ) -> None:  # fmt: skip
+        self,
+        config: TrainConfig,
+        place: Run,
+        context: Context,
+        engine: Engine,
+        clock: Clock,
+        val: Split,
+        state: dict[str, Any],
+    ) -> None:
         from bigmodel_cli.train.budget import Allowance
         from bigmodel_cli.train.engine import peak_flops
 
@@ -76,11 +82,13 @@ class Loop:
         self.allowance: Allowance | None = None
         if clock.length.seconds is not None:
             self.allowance = Allowance(
-                clock, engine.task.validation_rows(),
+                clock,
+                engine.task.validation_rows(),
                 max(EVALUATIONS, math.ceil(clock.length.seconds / MOST_SECONDS)),
                 sum(weight.numel() for weight in engine.model.parameters()),
-                state.get("allowance", {}), clock.progress(self.step),
-            )  # fmt: skip
+                state.get("allowance", {}),
+                clock.progress(self.step),
+            )
         self.speed = 0.0  # tokens per second, lately
         self.flops = 3 * shape.flops()
         import torch
@@ -128,9 +136,14 @@ class Loop:
         best = self.place.checkpoints / self.best["name"]
         shown = parallel.lead(lambda: checkpoint.read_state(best)["validation"] or {})
         return Trained(
-            self.place.name, self.best["name"], self.step, self.tokens, self.clock.elapsed, shown,
+            self.place.name,
+            self.best["name"],
+            self.step,
+            self.tokens,
+            self.clock.elapsed,
+            shown,
             fresh=False,
-        )  # fmt: skip
+        )
 
     def _asked(self) -> bool:
         """Whether this rank was asked to stop."""
@@ -159,8 +172,10 @@ class Loop:
         if allowance:
             if allowance.affordable < 2 and allowance.more:
                 allowance.more = False
-                self.context.note("a tenth of the time is used up by validations and checkpoints: "
-                                  "only the last one follows")  # fmt: skip
+                self.context.note(
+                    "a tenth of the time is used up by validations and checkpoints: "
+                    "only the last one follows"
+                )
             allowance.plan(self.clock.progress(self.step))
 
     def _fix_rows(self) -> None:
@@ -215,10 +230,12 @@ class Loop:
         """What is left, and what to try next."""
         from bigmodel_cli.train.optim import LEARNING_RATES
 
-        saved = f"the best checkpoint before it is `{self.best['name']}`" if self.best else (
-            "there is no checkpoint before it")  # fmt: skip
-        rate = min(self.engine.optimizers.learning_rate / 10,
-                   LEARNING_RATES[self.config.optimizer])  # fmt: skip
+        saved = (
+            f"the best checkpoint before it is `{self.best['name']}`"
+            if self.best
+            else ("there is no checkpoint before it")
+        )
+        rate = min(self.engine.optimizers.learning_rate / 10, LEARNING_RATES[self.config.optimizer])
         return DivergedError(
             f"{message}; {saved}",
             f"train it again from nothing with a lower rate: add --restart --learning-rate {rate:g}"
@@ -228,11 +245,14 @@ class Loop:
     def _report(self, done: Step, share: float) -> None:
         clock = self.clock
         record = {
-            "step": self.step, "loss": done.loss, "gradient_norm": done.norm,
+            "step": self.step,
+            "loss": done.loss,
+            "gradient_norm": done.norm,
             "learning_rate": self.engine.optimizers.learning_rate * share,
-            "tokens": self.tokens, "seconds": round(clock.elapsed, 3),
+            "tokens": self.tokens,
+            "seconds": round(clock.elapsed, 3),
             "tokens_per_second": round(self.speed),
-        }  # fmt: skip
+        }
         self._write(record)
         fields = {"step": f"{self.step:,}", "loss": f"{done.loss:.3f}"}
         if self.shown:
@@ -262,12 +282,19 @@ class Loop:
                 self.allowance.spent += self.clock.look() - began
         if self.validation is not None:
             if self.validation["loss"] is None:
-                raise self._diverged(f"training diverged by step {self.step}: the validation loss "
-                                     "is not finite")  # fmt: skip
+                raise self._diverged(
+                    f"training diverged by step {self.step}: the validation loss is not finite"
+                )
             self.shown = self.validation
             values = {k: v and round(v, 6) for k, v in self.validation.items()}
-            self._write({"step": self.step, "validation": values, "tokens": self.tokens,
-                         "seconds": round(self.clock.elapsed, 3)})  # fmt: skip
+            self._write(
+                {
+                    "step": self.step,
+                    "validation": values,
+                    "tokens": self.tokens,
+                    "seconds": round(self.clock.elapsed, 3),
+                }
+            )
         self._save(finished and not self._stopping())
         self.clock.pause()
         self.clock.keep(self.clock.elapsed - began)
@@ -303,20 +330,28 @@ class Loop:
             self.log.flush()
             os.fsync(self.log.fileno())
         state = {
-            "tokens": self.tokens, "elapsed": self.clock.elapsed, "reserve": self.clock.reserve,
+            "tokens": self.tokens,
+            "elapsed": self.clock.elapsed,
+            "reserve": self.clock.reserve,
             "decay_began": self.decay_began,
-            "best": self.best, "keep": self.config.keep, "validation": self.validation,
-            "finished": finished, "interim": interim,
+            "best": self.best,
+            "keep": self.config.keep,
+            "validation": self.validation,
+            "finished": finished,
+            "interim": interim,
             "log_bytes": self.place.log.stat().st_size,
-        }  # fmt: skip
+        }
         if self.allowance:
             state["allowance"] = self.allowance.state()
         if self.saved == self.step:
             checkpoint.amend(self.place.checkpoints / name, state)
         else:
             checkpoint.save(
-                self.place.checkpoints, self.step, self.engine.model.state_dict(),
-                self.engine.optimizers.tensors(), state,
-            )  # fmt: skip
+                self.place.checkpoints,
+                self.step,
+                self.engine.model.state_dict(),
+                self.engine.optimizers.tensors(),
+                state,
+            )
         checkpoint.mark_best(self.place.checkpoints, self.best["name"], self.best.get("value"))
         checkpoint.prune(self.place.checkpoints, self.config.keep, self.best["name"])

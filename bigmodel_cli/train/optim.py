@@ -153,7 +153,8 @@ class Optimizers:
             if tensor.numel() != 1 and tensor.shape != parameter.shape:
                 raise ArtifactError(
                     f"the optimizer's state `{key}` has the shape {tuple(tensor.shape)}, not "
-                    f"{tuple(parameter.shape)}", "train again: bigmodel train --restart",
-                )  # fmt: skip
+                    f"{tuple(parameter.shape)}",
+                    "train again: bigmodel train --restart",
+                )
             # AdamW's fused step wants its counter on the weights' device
             part.state[parameter][what] = tensor.to(parameter.device)

@@ -25,14 +25,14 @@ SAME = ("width", "layers", "heads", "kv_heads", "hidden")  # if they are given a
 
 @dataclass(frozen=True)
 class Origin:
-    """Somebody's weights: their file and its hash, the model that they are of, and the codec that
-    says what its numbers mean."""
+    """Somebody's weights: their file and its hash, the model that they are of, and the preprocessor
+    that says what its numbers mean."""
 
     name: str
     weights: Path
     sha256: str
     model: ModelConfig
-    codec: Path
+    preprocessor: Path
     layout: str = "native"
 
     def load(self) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ class Origin:
         return native_weights(weights, self.model) if self.layout == "huggingface" else weights
 
     def task(self) -> Task:
-        return load_task(self.codec, HINT)
+        return load_task(self.preprocessor, HINT)
 
 
 def find(source: str, workdir: Workdir) -> Origin:
@@ -54,24 +54,37 @@ def find(source: str, workdir: Workdir) -> Origin:
         if (path / bundle.FILE).exists():
             document = bundle.read(path)
             return Origin(
-                source, path / checkpoint.MODEL, document["files"][checkpoint.MODEL]["sha256"],
-                ModelConfig.from_json(document["model"]), path, document["layout"],
-            )  # fmt: skip
+                source,
+                path / checkpoint.MODEL,
+                document["files"][checkpoint.MODEL]["sha256"],
+                ModelConfig.from_json(document["model"]),
+                path,
+                document["layout"],
+            )
         place = next(
-            (run for run in (_run(workdir, source), Run(path.parent.parent, path.name))
-             if run and run.config.exists()), None,
-        )  # fmt: skip
+            (
+                run
+                for run in (_run(workdir, source), Run(path.parent.parent, path.name))
+                if run and run.config.exists()
+            ),
+            None,
+        )
         if place is None:
             known = ", ".join(run.name for run in workdir.runs())
-            raise UsageError(f"there is no run or bundle `{source}`",
-                             HINT + (f"; runs here: {known}" if known else ""))  # fmt: skip
+            raise UsageError(
+                f"there is no run or bundle `{source}`",
+                HINT + (f"; runs here: {known}" if known else ""),
+            )
         known_config = place.read_config()
-        check_files(place.codec, known_config["codec"], "codec", HINT)
+        check_files(place.preprocessor, known_config["codec"], "preprocessor", HINT)
         folder, state = checkpoint.find(place.checkpoints, "best")
         return Origin(
-            source, folder / checkpoint.MODEL, state["files"][checkpoint.MODEL]["sha256"],
-            ModelConfig.from_json(known_config["model"]), place.codec,
-        )  # fmt: skip
+            source,
+            folder / checkpoint.MODEL,
+            state["files"][checkpoint.MODEL]["sha256"],
+            ModelConfig.from_json(known_config["model"]),
+            place.preprocessor,
+        )
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"`{source}` is corrupt: {error!r}", HINT) from None
 
@@ -106,9 +119,10 @@ def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
         raise UsageError(
             f"`{origin.name}` reads other {task.measure} than these data have",
             "prepare them with its own: bigmodel prepare SOURCE --tokenizer "
-            + shlex.quote(str(origin.codec))
-            if isinstance(task, TextTask) else "begin from another, or from nothing",
-        )  # fmt: skip
+            + shlex.quote(str(origin.preprocessor))
+            if isinstance(task, TextTask)
+            else "begin from another, or from nothing",
+        )
     shape = task.shape()
     if model.recurrent and model.shape.causal != shape.causal:
         reads = "in one direction" if model.shape.causal else "in both directions"

@@ -102,8 +102,11 @@ def lead(decide: Callable[[], T]) -> T:
     size = torch.tensor([len(data)])
     with _together():
         dist.broadcast(size, src=0)
-        text = torch.frombuffer(data, dtype=torch.uint8) if leads() else torch.empty(
-            int(size), dtype=torch.uint8)  # fmt: skip
+        text = (
+            torch.frombuffer(data, dtype=torch.uint8)
+            if leads()
+            else torch.empty(int(size), dtype=torch.uint8)
+        )
         dist.broadcast(text, src=0)
     if failure:
         raise failure

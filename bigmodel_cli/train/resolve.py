@@ -29,9 +29,15 @@ UNEVEN = "rows of unlike lengths would each be compiled by themselves"
 
 
 def resolve(
-    config: TrainConfig, options: Mapping[str, Any], data: Mapping[str, Any], task: Task,
-    plan: Plan, origin: Origin | None, run: str, context: Context,
-) -> dict[str, Any]:  # fmt: skip
+    config: TrainConfig,
+    options: Mapping[str, Any],
+    data: Mapping[str, Any],
+    task: Task,
+    plan: Plan,
+    origin: Origin | None,
+    run: str,
+    context: Context,
+) -> dict[str, Any]:
     """A new run's configuration, as config.json keeps it.
 
     Raises UsageError and DataError.
@@ -52,8 +58,10 @@ def resolve(
     wanted = config.batch_size or cost.batch_size(model, plan.row_tokens, device.type)
     batch = int(min(plan.rows, wanted))
     if config.batch_size and config.batch_size > batch:
-        context.warn(f"--batch-size {config.batch_size:,}: an epoch has {plan.rows:,} rows, and an "
-                     "update takes no more")  # fmt: skip
+        context.warn(
+            f"--batch-size {config.batch_size:,}: an epoch has {plan.rows:,} rows, and an "
+            "update takes no more"
+        )
     length = budget.length(config, plan.rows, batch, plan.row_tokens)
     of_rank = -(-batch // parallel.world())
     micro_batch = config.micro_batch or cost.micro_batch(
@@ -63,12 +71,15 @@ def resolve(
         "batch_size": batch,
         "micro_batch": min(micro_batch, of_rank),
         "threads": torch.get_num_threads(),
-        "precision": config.precision if config.precision != "auto"
-        else "bf16" if devices.has_bf16(device) else "fp32",
+        "precision": config.precision
+        if config.precision != "auto"
+        else "bf16"
+        if devices.has_bf16(device)
+        else "fp32",
         "learning_rate": config.learning_rate or LEARNING_RATES[config.optimizer],
         "device": device.type,
         "length": dataclasses.asdict(length),
-    }  # fmt: skip
+    }
     resolved["compile"] = _compile(config, model, resolved, plan, context)
     size = config.size or f"{model.layers} × {model.width}"
     ranks = f"{parallel.world()} ranks of " if parallel.world() > 1 else ""
@@ -78,20 +89,28 @@ def resolve(
         f"{device.type}, {ranks}{resolved['threads']} threads" + ", compiled" * resolved["compile"]
     )
     return {
-        "stage": "train", "run": run, "task": task.name, "options": options,
+        "stage": "train",
+        "run": run,
+        "task": task.name,
+        "options": options,
         "data_fingerprint": data["fingerprint"],
         "fingerprint": manifest.fingerprint(
             {"stage": "train", "options": options, "parent": data["fingerprint"]}
         ),
         "origin": origin.name if origin else None,
-        "resolved": resolved, "model": model.to_json(), "hardware": engine.hardware(device),
-    }  # fmt: skip
+        "resolved": resolved,
+        "model": model.to_json(),
+        "hardware": engine.hardware(device),
+    }
 
 
 def _compile(
-    config: TrainConfig, model: ModelConfig, resolved: Mapping[str, Any], plan: Plan,
+    config: TrainConfig,
+    model: ModelConfig,
+    resolved: Mapping[str, Any],
+    plan: Plan,
     told: Context,
-) -> bool:  # fmt: skip
+) -> bool:
     """Whether kernels are fused. Raises UsageError for --compile on where it cannot be done."""
     if config.compile == "off":
         return False
@@ -114,9 +133,9 @@ def _compile(
     reason = cannot_compile(torch.device(resolved["device"]), told) if plan.even else UNEVEN
     if reason and config.compile == "on":
         raise UsageError(
-            f"--compile on: {reason}", "install g++, or leave --compile out" if plan.even
-            else "leave --compile out",
-        )  # fmt: skip
+            f"--compile on: {reason}",
+            "install g++, or leave --compile out" if plan.even else "leave --compile out",
+        )
     if reason:
         told.note(f"not compiled: {reason}")
     return not reason

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
-from bigmodel_cli.artifacts.workdir import Run, Workdir, clean, lock
+from bigmodel_cli.artifacts.workdir import PREPROCESSORS, Run, Workdir, clean, lock
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError, UsageError
 from bigmodel_cli.events import Context, Progress
@@ -30,9 +30,12 @@ RESOLVED = ("micro_batch", "threads")  # not part of what is learned, but of exa
 
 
 def run(
-    config: TrainConfig, task_options: Mapping[str, Any], workdir: Workdir, name: str,
+    config: TrainConfig,
+    task_options: Mapping[str, Any],
+    workdir: Workdir,
+    name: str,
     context: Context,
-) -> Trained:  # fmt: skip
+) -> Trained:
     """Trains the run `name` until its budget is spent, from where it stands.
 
     Raises UsageError, ArtifactError, DivergedError, ResourceError; StoppedError or InterruptError
@@ -83,17 +86,24 @@ def run(
 
 def _clear(place: Run) -> None:
     with manifest.storage(place.folder):
-        for path in (place.config, place.log, place.evaluation, place.statistics, place.partial,
-                     place.report):  # fmt: skip
+        for path in (
+            place.config,
+            place.log,
+            place.evaluation,
+            place.statistics,
+            place.partial,
+            place.report,
+        ):
             path.unlink(missing_ok=True)
-        for folder in (place.checkpoints, place.bundle, place.codec):
+        former = (place.folder / name for name in PREPROCESSORS)
+        for folder in (place.checkpoints, place.bundle, *former):
             if folder.exists():
                 shutil.rmtree(folder)
 
 
 def _agree(
     known: dict[str, Any], place: Run, options: dict[str, Any], data: dict[str, Any]
-) -> None:  # fmt: skip
+) -> None:
     """Raises UsageError where a run's configuration is not the one asked for: what differs."""
     before = {**identity(TrainConfig()), **known["options"]}  # options that came later
     differing = manifest.changes(before, options)
@@ -139,16 +149,26 @@ def _finished(place: Run, context: Context) -> Trained | None:
     if "keep" in last:  # killed before the older ones were removed
         checkpoint.prune(place.checkpoints, last["keep"], best["name"])
     return Trained(
-        place.name, best["name"], last["step"], last["tokens"], last["elapsed"],
-        state["validation"] or {}, fresh=True,
-    )  # fmt: skip
+        place.name,
+        best["name"],
+        last["step"],
+        last["tokens"],
+        last["elapsed"],
+        state["validation"] or {},
+        fresh=True,
+    )
 
 
 def _train(
-    config: TrainConfig, options: dict[str, Any], data: dict[str, Any],
-    known: dict[str, Any] | None, origin: Origin | None, place: Run, workdir: Workdir,
+    config: TrainConfig,
+    options: dict[str, Any],
+    data: dict[str, Any],
+    known: dict[str, Any] | None,
+    origin: Origin | None,
+    place: Run,
+    workdir: Workdir,
     context: Context,
-) -> Trained:  # fmt: skip
+) -> Trained:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch: same sums each time
     context.emit(Progress("load", 0, None, ""))
     import torch
@@ -171,13 +191,17 @@ def _train(
     if new:
         resolved = known["resolved"]
     else:
-        manifest.check_files(place.codec, known["codec"], "codec", "bigmodel train --restart")
+        manifest.check_files(
+            place.preprocessor, known["codec"], "preprocessor", "bigmodel train --restart"
+        )
         resolved = _kept(known, config, context)
     device = devices.set_up(resolved["device"], resolved["threads"])
     model_shape = ModelConfig.from_json(known["model"])
     if not new and (differing := manifest.changes(known["hardware"], engine.hardware(device))):
-        context.warn("resuming with other hardware or another version, so not exact to the byte: "
-                     + "; ".join(differing))  # fmt: skip
+        context.warn(
+            "resuming with other hardware or another version, so not exact to the byte: "
+            + "; ".join(differing)
+        )
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
@@ -191,10 +215,12 @@ def _train(
         context.note(f"initialized from {origin.name} ({origin.sha256[:12]}); new: {anew}")
     parallel.same_weights(model.parameters())
     clock = budget.Clock(
-        budget.Length(**resolved["length"]), state.get("elapsed", 0.0),
-        time.monotonic() if state else context.started, state.get("reserve", 0.0),
+        budget.Length(**resolved["length"]),
+        state.get("elapsed", 0.0),
+        time.monotonic() if state else context.started,
+        state.get("reserve", 0.0),
         state.get("allowance", {}).get("pace", 0.0),
-    )  # fmt: skip
+    )
     machine = engine.Engine(
         task, model, optimizers, plan, device, resolved["precision"], resolved["batch_size"],
         resolved["micro_batch"], config.clip, config.seed, bool(resolved.get("compile")),
@@ -214,8 +240,8 @@ def _train(
 
 def _task(options: Mapping[str, Any], data: Mapping[str, Any], workdir: Workdir) -> Task:
     """The task with the training options in force."""
-    manifest.check_files(workdir.codec, data["codec"], "codec", PREPARE_HINT)
-    task = load_task(workdir.codec, PREPARE_HINT)
+    manifest.check_files(workdir.preprocessor, data["codec"], "preprocessor", PREPARE_HINT)
+    task = load_task(workdir.preprocessor, PREPARE_HINT)
     names = {item.name for item in dataclasses.fields(task.options)}
     task.options = dataclasses.replace(
         task.options, **{k: v for k, v in options.items() if k in names}
@@ -228,10 +254,10 @@ def _begin(task: Task, place: Run, known: dict[str, Any]) -> None:
     from bigmodel_cli.tasks import save_task
 
     _clear(place)
-    with manifest.storage(place.codec):
-        place.codec.mkdir(exist_ok=True)
-        save_task(task, place.codec)
-        known["codec"] = manifest.folder_info(place.codec)
+    with manifest.storage(place.preprocessor):
+        place.preprocessor.mkdir(exist_ok=True)
+        save_task(task, place.preprocessor)
+        known["codec"] = manifest.folder_info(place.preprocessor)
     manifest.write_json(place.config, known)
 
 
@@ -242,8 +268,10 @@ def _kept(known: dict[str, Any], config: TrainConfig, context: Context) -> dict[
         resolved = {**resolved, "threads": config.threads}
     for key in RESOLVED:
         if getattr(config, key) not in (None, 0, resolved[key]):
-            context.warn(f"the run keeps the --{key.replace('_', '-')} that it was started with: "
-                         f"{resolved[key]}")  # fmt: skip
+            context.warn(
+                f"the run keeps the --{key.replace('_', '-')} that it was started with: "
+                f"{resolved[key]}"
+            )
     return resolved
 
 

@@ -35,9 +35,15 @@ def verify(
         raise UsageError("--verify-resume proves one process's run", "call it without torchrun")
     steps = config.verify_resume or 0
     config = dataclasses.replace(
-        config, steps=steps, epochs=None, tokens=None, minutes=None, restart=False,
-        checkpoint_every=max(1, steps // 3), verify_resume=None,
-    )  # fmt: skip
+        config,
+        steps=steps,
+        epochs=None,
+        tokens=None,
+        minutes=None,
+        restart=False,
+        checkpoint_every=max(1, steps // 3),
+        verify_resume=None,
+    )
     killed_after = steps // 2 + 1
     scratch = Workdir(workdir.root / f"{manifest.TEMPORARY}verify", workdir.data)
     with lock(scratch.root, workdir.root):
@@ -59,14 +65,20 @@ def verify(
     if differing:
         raise GateError(
             f"the run that was killed after step {killed_after} is not the whole one: "
-            + ", ".join(differing) + " differ",
+            + ", ".join(differing)
+            + " differ",
             "please report it, with the options",
-        )  # fmt: skip
+        )
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-    return {"verified": True, "steps": steps, "killed_after": killed_after,
-            "resumed_from": last[0] if last else "the beginning", "compared": sorted(whole),
-            "compiled": compiled,
-            "sha256": digest}  # fmt: skip
+    return {
+        "verified": True,
+        "steps": steps,
+        "killed_after": killed_after,
+        "resumed_from": last[0] if last else "the beginning",
+        "compared": sorted(whole),
+        "compiled": compiled,
+        "sha256": digest,
+    }
 
 
 def _clear(scratch: Workdir) -> None:
@@ -108,6 +120,7 @@ def _found(place: Run) -> dict[str, Any]:
         "weights": manifest.sha256(folder / checkpoint.MODEL),
         "optimizer": manifest.sha256(folder / checkpoint.OPTIMIZER),
         "state": state,
-        "losses": [(x["step"], x.get("loss"), x.get("gradient_norm"), x.get("validation"))
-                   for x in lines],
-    }  # fmt: skip
+        "losses": [
+            (x["step"], x.get("loss"), x.get("gradient_norm"), x.get("validation")) for x in lines
+        ],
+    }

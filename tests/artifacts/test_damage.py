@@ -40,10 +40,10 @@ def shards(work: Path) -> Any:
     return split.values("tokens", 0, 3).tolist()
 
 
-def codec(work: Path) -> Any:
+def preprocessor(work: Path) -> Any:
     data = Workdir(work).read_data()
-    manifest.check_files(work / "data" / "codec", data["codec"], "codec", "")
-    return load_task(work / "data" / "codec", "").identity()
+    manifest.check_files(work / "data" / "preprocessor", data["codec"], "codec", "")
+    return load_task(work / "data" / "preprocessor", "").identity()
 
 
 def saved(work: Path) -> Any:
@@ -64,8 +64,8 @@ def document(name: str) -> Reader:
 KINDS: dict[str, tuple[str, Reader]] = {
     "manifest": ("data/manifest.json", lambda work: Workdir(work).read_data()),
     "shard": ("data/train-*.safetensors", shards),
-    "task": ("data/codec/task.json", codec),
-    "tokenizer": ("data/codec/tokenizer.json", codec),
+    "task": ("data/preprocessor/task.json", preprocessor),
+    "tokenizer": ("data/preprocessor/tokenizer.json", preprocessor),
     "run": ("runs/default/config.json", lambda work: Workdir(work).run("default").read_config()),
     "state": ("runs/default/checkpoints/step-*/state.json", saved),
     "model": ("runs/default/checkpoints/step-*/model.safetensors", saved),

@@ -71,7 +71,7 @@ def write(folder: Path, files: Mapping[str, bytes | None]) -> None:
 
 def documents(cli: Cli, split: str = "train") -> list[bytes]:
     """The bytes of each unit of a split, as its shards hold them."""
-    codec = tokenizer.load(cli.work / "data" / "codec")
+    codec = tokenizer.load(cli.work / "data" / "preprocessor")
     shards = Split(cli.work / "data", cli.manifest()["splits"][split]["shards"])
     table = codec.token_bytes
     units = (shards.values("tokens", i, i + 1).tolist() for i in range(len(shards)))
@@ -459,7 +459,7 @@ def test_special_tokens_in_a_text_are_plain_text(empty: Cli, kind: str) -> None:
     ]
     write(empty.cwd, {"s.jsonl": jsonl(*({"text": t} for t in texts))})
     empty.works("prepare", "s.jsonl", "--val", "0", "--test", "0", "--tokenizer", kind)
-    codec = tokenizer.load(empty.work / "data" / "codec")
+    codec = tokenizer.load(empty.work / "data" / "preprocessor")
     shards = Split(empty.work / "data", empty.manifest()["splits"]["train"]["shards"])
     for number, text in enumerate(texts):
         start, *inside, end = shards.values("tokens", number, number + 1).tolist()
@@ -756,18 +756,18 @@ VICTIMS = [
     ("work/data/val-*.safetensors", NEW),
     ("work/data/test-*.safetensors", "evaluate --force"),
     ("work/data/test-*.safetensors", "deploy --force"),
-    ("work/data/codec/tokenizer.json", NEW),
-    ("work/data/codec/task.json", NEW),
+    ("work/data/preprocessor/tokenizer.json", NEW),
+    ("work/data/preprocessor/task.json", NEW),
     ("work/data/manifest.json", NEW),
     ("work/data/manifest.json", "evaluate"),
     ("work/data/manifest.json", "deploy"),
     (f"{RUN}/config.json", AGAIN),
     (f"{RUN}/config.json", "evaluate"),
     (f"{RUN}/config.json", "deploy"),
-    (f"{RUN}/codec/tokenizer.json", "evaluate --force"),
-    (f"{RUN}/codec/task.json", "evaluate --force"),
-    (f"{RUN}/codec/tokenizer.json", "deploy --force"),
-    (f"{RUN}/codec/task.json", "deploy --force"),
+    (f"{RUN}/preprocessor/tokenizer.json", "evaluate --force"),
+    (f"{RUN}/preprocessor/task.json", "evaluate --force"),
+    (f"{RUN}/preprocessor/tokenizer.json", "deploy --force"),
+    (f"{RUN}/preprocessor/task.json", "deploy --force"),
     (f"{LAST}/model.safetensors", "evaluate --force"),
     (f"{LAST}/model.safetensors", "deploy --force"),
     (f"{LAST}/state.json", "evaluate --force"),
@@ -816,7 +816,7 @@ def test_missing_emptied_and_zeroed_files_are_named(
 
 
 def swap(data: bytes) -> bytes:
-    """A codec with as many bytes that is valid JSON, but another one."""
+    """A preprocessor with as many bytes that is valid JSON, but another one."""
     if b'"context": 32' in data:
         return data.replace(b'"context": 32', b'"context": 99')
     if b'"context": 256' in data:
@@ -831,11 +831,11 @@ def swap(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("folder", "command"),
-    [("work/data/codec", NEW), (f"{RUN}/codec", "evaluate --force"),
-     (f"{RUN}/codec", "deploy --force"), (f"{RUN}/bundle", "predict a")],
+    [("work/data/preprocessor", NEW), (f"{RUN}/preprocessor", "evaluate --force"),
+     (f"{RUN}/preprocessor", "deploy --force"), (f"{RUN}/bundle", "predict a")],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["tokenizer.json", "task.json"])
-def test_a_codec_that_was_exchanged_is_not_worked_with(
+def test_a_preprocessor_that_was_exchanged_is_not_worked_with(
     cli: Cli, folder: str, name: str, command: str
 ) -> None:
     damage(cli, f"{folder}/{name}", swap)
@@ -902,7 +902,9 @@ def test_a_damaged_manifest_is_rebuilt_aloud(cli: Cli, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "gone"])
-@pytest.mark.parametrize("name", ["train-*.safetensors", "codec/tokenizer.json", "codec/task.json"])
+@pytest.mark.parametrize(
+    "name", ["train-*.safetensors", "preprocessor/tokenizer.json", "preprocessor/task.json"]
+)
 def test_damaged_data_are_built_again(cli: Cli, name: str, kind: str) -> None:
     path = damage(cli, f"work/data/{name}", DAMAGE[kind])
     result = cli.prepare()
@@ -949,10 +951,10 @@ def test_a_damaged_log_does_not_stand_in_the_way_of_an_evaluation(cli: Cli, data
 JSON_FILES = [
     ("work/data/manifest.json", NEW),
     ("work/data/manifest.json", " ".join(PREPARE)),
-    ("work/data/codec/task.json", NEW),
+    ("work/data/preprocessor/task.json", NEW),
     (f"{RUN}/config.json", AGAIN),
     (f"{RUN}/config.json", "evaluate --force"),
-    (f"{RUN}/codec/task.json", "deploy --force"),
+    (f"{RUN}/preprocessor/task.json", "deploy --force"),
     (f"{RUN}/checkpoints/best.json", "evaluate --force"),
     (f"{LAST}/state.json", "evaluate --force"),
     (f"{RUN}/bundle/bigmodel.json", "predict a"),
@@ -1034,7 +1036,7 @@ NEWER = [
     # (file, commands that must refuse it, and must not write over it)
     ("work/data/manifest.json",
      [" ".join(PREPARE), f"{' '.join(PREPARE)} --force", NEW, "evaluate", "deploy"]),
-    ("work/data/codec/task.json", [NEW]),
+    ("work/data/preprocessor/task.json", [NEW]),
     (f"{RUN}/config.json", [AGAIN, "evaluate", "deploy"]),
     (f"{RUN}/evaluation.json", ["evaluate", "evaluate --force", "deploy --force"]),
     (f"{RUN}/checkpoints/best.json", [AGAIN, "evaluate", "deploy"]),
@@ -1050,7 +1052,7 @@ NEWER = [
 def test_what_a_newer_version_wrote_is_refused_and_kept(cli: Cli, name: str, command: str) -> None:
     path = cli.cwd / name
     edit(path, schema=999)
-    records = {"work/data/codec": ("work/data/manifest.json", "codec"),
+    records = {"work/data/preprocessor": ("work/data/manifest.json", "codec"),
                f"{RUN}/bundle": (f"{RUN}/bundle/bigmodel.json", "files")}  # fmt: skip
     record, key = records.get(str(Path(name).parent), (name, ""))
     if path.name == "task.json":  # so that the record of its hash agrees
@@ -1191,9 +1193,9 @@ def test_a_work_directory_that_is_none_is_named(empty: Cli, command: str, folder
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "command"),
-    [("work/data", " ".join(PREPARE)), ("work/data/codec", " ".join(PREPARE)),
+    [("work/data", " ".join(PREPARE)), ("work/data/preprocessor", " ".join(PREPARE)),
      ("work/runs", AGAIN), ("work/runs/default", AGAIN), (f"{RUN}/checkpoints", AGAIN),
-     (f"{RUN}/codec", AGAIN), (f"{RUN}/bundle", "deploy")],
+     (f"{RUN}/preprocessor", AGAIN), (f"{RUN}/bundle", "deploy")],
 )  # fmt: skip
 def test_a_file_in_place_of_a_folder_is_named(empty: Cli, path: str, command: str) -> None:
     if not path.startswith("work/data"):
@@ -1670,7 +1672,7 @@ def test_a_line_of_200_megabytes_is_kept_whole_in_bounded_memory(empty: Cli, nam
         cwd=empty.cwd, env=environment({}), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done
-    codec = tokenizer.load(empty.work / "data" / "codec")
+    codec = tokenizer.load(empty.work / "data" / "preprocessor")
     values = np.array([raw[0] if raw else 0 for raw in codec.token_bytes], np.uint8)
     shards = empty.manifest()["splits"]["train"]["shards"]
     kept = [Split(empty.work / "data", [shard]).values("tokens", 0, shard["examples"])

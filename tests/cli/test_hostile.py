@@ -246,9 +246,9 @@ def test_a_pipe_in_place_of_a_file_holds_nobody_up(cli: Cli, name: str, command:
     assert result.code in (0, 5, 7), str(result)
 
 
-def test_a_run_that_lists_no_codec_is_not_worked_with(cli: Cli) -> None:
+def test_a_run_that_lists_no_preprocessor_is_not_worked_with(cli: Cli) -> None:
     rewrite(cli.cwd / RUN / "config.json", lambda document: document.update(codec={}))
-    cli.fails("evaluate", "--force", code=5, says=["codec", "not listed"])
+    cli.fails("evaluate", "--force", code=5, says=["preprocessor", "not listed"])
 
 
 def test_data_that_lie_about_their_examples_are_refused(cli: Cli) -> None:

@@ -312,9 +312,9 @@ def test_a_partner_on_a_pipe_is_answered_at_once(folder: Path) -> None:
 def test_a_run_and_a_bundle_lend_their_tokenizer(trained: Path, tmp_path: Path) -> None:
     place = Workdir(trained).run("default")
     texts = stories(tmp_path, 60)
-    wanted = (place.codec / "tokenizer.json").read_bytes()
+    wanted = (place.preprocessor / "tokenizer.json").read_bytes()
     for number, folder in enumerate((place.folder, deploy(trained).folder)):
         work = tmp_path / str(number)
         prepare(work, texts, tokenizer=str(folder))
-        assert (Workdir(work).codec / "tokenizer.json").read_bytes() == wanted
+        assert (Workdir(work).preprocessor / "tokenizer.json").read_bytes() == wanted
         assert prepare(work, texts, tokenizer=str(folder)).fresh

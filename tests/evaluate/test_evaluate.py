@@ -55,7 +55,7 @@ def test_the_figures_are_those_of_scoring_one_token_at_a_time(trained: Path) -> 
     place = Workdir(trained)
     run = place.run("default")
     known = document(trained)
-    task = load_task(run.codec, "")
+    task = load_task(run.preprocessor, "")
     config = json.loads(run.config.read_text("utf-8"))
     weights = run.checkpoints / known["checkpoint"] / "model.safetensors"
     from bigmodel_cli.artifacts.checkpoint import load_tensors

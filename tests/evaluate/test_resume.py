@@ -119,7 +119,7 @@ def test_a_unit_has_one_id_in_all_data_that_hold_it(trained: Path, tmp_path: Pat
     def ids(work: Path) -> set[int]:
         place = Workdir(work)
         data = place.read_data()
-        task = load_task(place.codec, "")
+        task = load_task(place.preprocessor, "")
         found: list[int] = []
         for split in data["splits"].values():
             found += identify(task.contents(Split(place.data, split["shards"]))).tolist()

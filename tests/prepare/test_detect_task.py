@@ -53,8 +53,10 @@ def split(cli: Cli, name: str = "train") -> Split:
 
 def labelled(cli: Cli, name: str = "train") -> set[tuple[str, str]]:
     """Texts and their labels."""
-    made = tokenizer.load(cli.work / "data" / "codec")
-    labels = json.loads((cli.work / "data" / "codec" / "labels.json").read_text("utf-8"))["labels"]
+    made = tokenizer.load(cli.work / "data" / "preprocessor")
+    labels = json.loads((cli.work / "data" / "preprocessor" / "labels.json").read_text("utf-8"))[
+        "labels"
+    ]
     part = split(cli, name)
     texts = [made.decode(part.values("tokens", i, i + 1).tolist()) for i in range(len(part))]
     return {
@@ -73,7 +75,7 @@ def pairs(cli: Cli, name: str = "train") -> set[tuple[str, str]]:
 
 
 def texts(cli: Cli) -> set[str]:
-    made = tokenizer.load(cli.work / "data" / "codec")
+    made = tokenizer.load(cli.work / "data" / "preprocessor")
     part = split(cli)
     return {
         made.decode(part.values("tokens", i, i + 1).tolist()).replace("<|endoftext|>", "")
@@ -468,7 +470,7 @@ def test_splits_and_classes_of_images_in_folders_names(empty: Cli) -> None:
     assert "24 images, labelled by 2 folders (`cat`, `dog`)" in said
     found = {name: part["units"] for name, part in empty.manifest()["splits"].items()}
     assert found == {"train": 16, "val": 0, "test": 8}
-    labels = json.loads((empty.work / "data" / "codec" / "labels.json").read_text("utf-8"))
+    labels = json.loads((empty.work / "data" / "preprocessor" / "labels.json").read_text("utf-8"))
     assert labels["labels"] == ["cat", "dog"]
 
 

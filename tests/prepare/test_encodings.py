@@ -201,7 +201,7 @@ def test_classes_of_another_encoding_go_by_their_names(empty: Cli) -> None:
     empty.works(*command, "--encoding", "GBK")
     made = empty.manifest()
     assert made["ledger"]["dropped"] == {}
-    labels = json.loads((empty.work / "data" / "codec" / "labels.json").read_bytes())
+    labels = json.loads((empty.work / "data" / "preprocessor" / "labels.json").read_bytes())
     assert "正面" in json.dumps(labels, ensure_ascii=False)
     assert made["recipe"]["options"]["encoding"] == "gbk"
     assert "up to date" in empty.works(*command, "--encoding", "gbk").out

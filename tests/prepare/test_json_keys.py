@@ -141,7 +141,7 @@ def test_numbers_stay_as_they_were_written(empty: Cli) -> None:
             for n in NUMBERS for i in range(12)]  # fmt: skip
     jsonl(empty.cwd / "a.jsonl", rows)
     empty.works("prepare", "a.jsonl", "--tokenizer", "bytes", "--min-chars", "1")
-    labels = json.loads((empty.work / "data" / "codec" / "labels.json").read_bytes())
+    labels = json.loads((empty.work / "data" / "preprocessor" / "labels.json").read_bytes())
     names = {"1", "0", "-7", "9007199254740993", "12345678901234567890", "1.5", "1.0", "true"}
     assert names == {*labels["labels"]} if isinstance(labels, dict) else names == {*labels}
 

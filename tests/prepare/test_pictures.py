@@ -54,7 +54,7 @@ def idx(values: NDArray[Any], code: int = 8) -> bytes:
 def prepared(work: Path) -> dict[bytes, str]:
     """Each image's pixels in the shards, of all splits, with its label."""
     data = Workdir(work).read_data()
-    task: Any = load_task(work / "data" / "codec", "")
+    task: Any = load_task(work / "data" / "preprocessor", "")
     found = {}
     for part in data["splits"].values():
         split = Split(work / "data", part["shards"])

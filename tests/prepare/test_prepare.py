@@ -74,7 +74,7 @@ def splits(work: Path) -> dict[str, Split]:
 
 def units(work: Path) -> dict[str, list[str]]:
     """The text of every unit, by split, decoded from the shards."""
-    made = tokenizer.load(work / "data" / "codec")
+    made = tokenizer.load(work / "data" / "preprocessor")
     found = {}
     for name, split in splits(work).items():
         texts = [made.decode(split.values("tokens", i, i + 1).tolist()) for i in range(len(split))]
@@ -302,7 +302,7 @@ def test_endoftext_stands_at_starts_and_at_true_ends_only(tmp_path: Path) -> Non
     (tmp_path / "a.txt").write_text("##".join(texts))
     work = tmp_path / "work"
     prepare(work, tmp_path / "a.txt", document_separator="##", val="0.3", test="0.3")
-    made = tokenizer.load(work / "data" / "codec")
+    made = tokenizer.load(work / "data" / "preprocessor")
     ends = 0
     for split in splits(work).values():
         starts = split.column("start").tolist()
@@ -330,7 +330,7 @@ def test_a_document_with_a_long_blank_tail_has_its_end(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text + "\n" * 20_000)
     prepare(tmp_path / "work", tmp_path / "a.txt", **ALL)
     train = splits(tmp_path / "work")["train"]
-    made = tokenizer.load(tmp_path / "work" / "data" / "codec")
+    made = tokenizer.load(tmp_path / "work" / "data" / "preprocessor")
     tokens = [train.values("tokens", i, i + 1).tolist() for i in range(len(train))]
     assert made.decode(itertools.chain(*tokens)).startswith(text)
     assert tokens[0][0] == tokens[-1][-1] == made.endoftext
@@ -722,7 +722,12 @@ def test_a_damaged_build_is_built_again(tmp_path: Path) -> None:
     made = prepare(work, data)
     before = contents(work)
     (shard,) = made.manifest["splits"]["train"]["shards"]
-    for name in (shard["name"], "codec/tokenizer.json", "codec/task.json", "manifest.json"):
+    for name in (
+        shard["name"],
+        "preprocessor/tokenizer.json",
+        "preprocessor/task.json",
+        "manifest.json",
+    ):
         path = work / "data" / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-3])
@@ -748,18 +753,18 @@ def test_data_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_brought_tokenizer_counts_by_its_content(tmp_path: Path) -> None:
     data, work, other = corpus(tmp_path / "data", 60), tmp_path / "work", tmp_path / "other"
-    folder = tmp_path / "codec"
+    folder = tmp_path / "preprocessor"
     prepare(other, data, tokenizer="bpe", vocab_size=300)
-    shutil.copytree(other / "data" / "codec", folder)
+    shutil.copytree(other / "data" / "preprocessor", folder)
     named = {"file": folder / "tokenizer.json", "folder": folder}
     for name, path in named.items():
         assert not prepare(work / name, data, tokenizer=str(path)).fresh
         assert prepare(work / name, data, tokenizer=str(path)).fresh
     prepare(other, data, tokenizer="bpe", vocab_size=310)
-    shutil.copy(other / "data" / "codec" / "tokenizer.json", folder)
+    shutil.copy(other / "data" / "preprocessor" / "tokenizer.json", folder)
     for name, path in named.items():
         assert not prepare(work / name, data, tokenizer=str(path)).fresh, name
-        assert tokenizer.load(work / name / "data" / "codec").size == 310
+        assert tokenizer.load(work / name / "data" / "preprocessor").size == 310
     moved = folder.rename(tmp_path / "moved")
     assert prepare(work / "folder", data, tokenizer=str(moved)).fresh
 
@@ -918,7 +923,7 @@ def whole(folder):
     document = json.loads(path.read_bytes())
     shards = [s for part in document["splits"].values() for s in part["shards"]]
     files = [(s["name"], s) for s in shards]
-    files += [("codec/" + name, info) for name, info in document["codec"].items()]
+    files += [("preprocessor/" + name, info) for name, info in document["codec"].items()]
     return all(sha256(path.parent / name) == info["sha256"] for name, info in files)
 
 assert child(root + ".old", 1) == 0

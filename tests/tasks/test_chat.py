@@ -81,7 +81,7 @@ def shown(made: Chat, tokens: list[int]) -> str:
 )
 def test_forms_of_dialogues_are_one(tmp_path: Path, row: dict[str, Any]) -> None:
     prepare(tmp_path / "w", rows(tmp_path, [row]), val="0", test="0", tokenizer="bytes")
-    made: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    made: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     assert isinstance(made, Chat)
     tokens = train_split(tmp_path / "w").values("tokens", 0, 1).tolist()
     assert shown(made, tokens) == (
@@ -168,7 +168,7 @@ def test_long_dialogues_lose_their_oldest_turns(tmp_path: Path) -> None:
     talk = [TALK[0], *(m for turn in turns for m in turn)]
     source = rows(tmp_path, [{"messages": talk}])
     made = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes", context=256)
-    loaded: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    loaded: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     tokens = train_split(tmp_path / "w").values("tokens", 0, 1).tolist()
     assert len(tokens) <= 257
     text = shown(loaded, tokens)
@@ -288,7 +288,7 @@ def test_a_small_model_comes_near_the_entropy_of_the_replies(tmp_path: Path) -> 
     prepare(work, folder / "dialogues.jsonl", val="0.05", test="0.05", context=256)
     train(work, epochs=3, width=96, layers=3, heads=4)
     place = Workdir(work)
-    made: Any = load_task(place.codec, "")
+    made: Any = load_task(place.preprocessor, "")
     split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
     optimum = sum(bits[json.dumps(made._dialogue(split, unit)[0])] for unit in range(len(split)))
     document = evaluate(work).document

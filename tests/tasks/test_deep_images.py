@@ -59,7 +59,7 @@ def test_bits_that_are_used_are_learned_and_said(
     assert sorted({int(row.max()) for row in pixels}) == pytest.approx(
         [255 * brightest / white / 4, 255 * brightest / white], abs=1
     )
-    task: Any = load_task(tmp_path / "w" / "data" / "codec", "")
+    task: Any = load_task(tmp_path / "w" / "data" / "preprocessor", "")
     task.opens_files = True
     known = {row.tobytes() for split in ("train", "val", "test")
              for row in shards(tmp_path / "w", split)}  # fmt: skip

@@ -64,7 +64,7 @@ def read(folder: Path, source: Path, *more: str) -> str:
     made = prepare(folder / "w", source, val="0", test="0", tokenizer="bytes", column=more,
                    task="chat", force=True).manifest  # fmt: skip
     assert made["ledger"]["dropped"] == {}
-    loaded: Any = load_task(Workdir(folder / "w").codec, "")
+    loaded: Any = load_task(Workdir(folder / "w").preprocessor, "")
     return shown(loaded, train_split(folder / "w").values("tokens", 0, 1).tolist())
 
 
@@ -153,7 +153,7 @@ def test_turns_marked_not_to_be_learned_have_no_loss_but_are_read(
     source = rows(tmp_path, [{"messages": talk}])
     assert read(tmp_path, source) == chatml(TALK)
     split = train_split(tmp_path / "w")
-    made: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    made: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     tokens, learned = (split.values(name, 0, 1) for name in ("tokens", "learned"))
     assert shown(made, tokens[learned > 0].tolist()) == "See you.<|im_end|>"
     assert split.column("bytes").tolist() == [len("See you.")]
@@ -248,7 +248,7 @@ def test_tools_their_calls_and_their_results_are_a_part_of_the_dialogue(
     """Whole numbers stay whole, calls are learned and results are not."""
     assert read(tmp_path, rows(tmp_path, [row])) == chatml(USED)
     split = train_split(tmp_path / "w")
-    made: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    made: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     tokens, learned = (split.values(name, 0, 1) for name in ("tokens", "learned"))
     assert shown(made, tokens[learned > 0].tolist()) == CALL + "<|im_end|>Yes.<|im_end|>"
 

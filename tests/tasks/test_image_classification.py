@@ -64,7 +64,7 @@ def loaded(work: Path, **options: Any) -> tuple[Any, Split]:
     """The task and its train split."""
     import dataclasses
 
-    task: Any = load_task(work / "data" / "codec", "")
+    task: Any = load_task(work / "data" / "preprocessor", "")
     task.options = dataclasses.replace(task.options, patch=3, **options)
     data = Workdir(work).read_data()
     return task, Split(work / "data", data["splits"]["train"]["shards"])
@@ -201,7 +201,7 @@ def test_a_patch_has_to_divide_the_size(fresh: Path) -> None:
 def test_patches_by_size(size: int, patch: int, work: Path) -> None:
     from bigmodel_cli.tasks.pixels import Form
 
-    task: Any = load_task(work / "data" / "codec", "")
+    task: Any = load_task(work / "data" / "preprocessor", "")
     task._form = Form(1, size)
     assert task.shape().picture.patch == patch
     assert task.shape().context == (size // patch) ** 2

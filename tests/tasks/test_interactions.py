@@ -32,7 +32,7 @@ def write(path: Path, rows: Sequence[Sequence[Any]], header: str = "user,item,ti
 def units(work: Path, split: str) -> list[tuple[list[str], list[str]]]:
     """(before, items) of each unit, by name."""
     place = Workdir(work)
-    names = load_task(place.codec, "").names  # type: ignore[attr-defined]
+    names = load_task(place.preprocessor, "").names  # type: ignore[attr-defined]
     found = Split(place.data, place.read_data()["splits"][split]["shards"])
     return [
         tuple([names[i] for i in found.values(f, u, u + 1)] for f in ("before", "items"))  # type: ignore[misc]
@@ -100,7 +100,7 @@ def test_leave_one_out_by_hand(tmp_path: Path) -> None:
     assert units(work, "val") == [(["y", "z"], ["x"]), (["z"], ["y"])]
     assert units(work, "test") == [(["y", "z", "x"], ["w"]), (["z", "y"], ["x"])]
     assert ledger(work)["dropped"] == {}
-    codec = load_task(Workdir(work).codec, "")
+    codec = load_task(Workdir(work).preprocessor, "")
     assert codec.names == ["z", "x", "y", "w"]  # type: ignore[attr-defined]
     assert codec.counts == [3, 1, 1, 0]  # type: ignore[attr-defined]
 

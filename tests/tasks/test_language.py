@@ -326,7 +326,7 @@ def test_a_saved_task_loads_as_itself(tmp_path: Path, kind: str) -> None:
         "",
     ],
 )
-def test_a_damaged_codec_is_named(tmp_path: Path, content: str) -> None:
+def test_a_damaged_preprocessor_is_named(tmp_path: Path, content: str) -> None:
     save_task(task(), tmp_path)
     (tmp_path / "task.json").write_text(content)
     with pytest.raises(ArtifactError):

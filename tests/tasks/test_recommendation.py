@@ -68,7 +68,7 @@ def work(data: Path, tmp_path: Path) -> Path:
 def opened(
     work: Path, context: int = 12, repeat: bool = False, split: str = "test"
 ) -> tuple[Recommendation, Split]:
-    task = load_task(Workdir(work).codec, "")
+    task = load_task(Workdir(work).preprocessor, "")
     assert isinstance(task, Recommendation)
     task.options = RecommendationOptions(context=context, repeat=repeat)
     shards = Workdir(work).read_data()["splits"][split]["shards"]
@@ -376,7 +376,7 @@ def test_bad_requests_are_refused(predictor: Predictor, document: Any, says: str
 def test_a_damaged_catalogue_is_refused(data: Path, tmp_path: Path) -> None:
     from bigmodel_cli.artifacts.manifest import read_json, write_json
 
-    items = read_json(Workdir(data).codec / "items.json", "codec", "")
+    items = read_json(Workdir(data).preprocessor / "items.json", "codec", "")
     for change in ({"items": items["items"][1:]}, {"items": []}, {"counts": None},
                    {"items": [1] * 100}, {"counts": ["1"] * 100}):  # fmt: skip
         write_json(tmp_path / "items.json", {**items, **change})

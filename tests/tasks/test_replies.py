@@ -165,7 +165,7 @@ def test_requests_are_cleaned_as_rows_are(tmp_path: Path) -> None:
              for m in TALK]  # fmt: skip
     prepare(tmp_path / "w", rows(tmp_path, [{"messages": dirty}]), val="0", test="0",
             tokenizer="bytes")  # fmt: skip
-    made: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    made: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     tokens, _ = made.request({"messages": dirty[:4]}).prompt
     assert tokens == train_split(tmp_path / "w").values("tokens", 0, 1).tolist()[: len(tokens)]
 
@@ -188,7 +188,7 @@ def test_every_turn_is_scored_of_the_model_and_of_the_baselines(
         rows(tmp_path, [one(number) for number in numbers], f"{name}.jsonl")
     prepare(work, tmp_path / "train.jsonl", val="0", test=str(tmp_path / "test.jsonl"),
             tokenizer="bytes", context=256)  # fmt: skip
-    made: Any = load_task(Workdir(work).codec, "")
+    made: Any = load_task(Workdir(work).preprocessor, "")
 
     def write(_model: Any, _tokenizer: Any, prompts: Any, *_: Any) -> Any:
         for index, tokens in enumerate(prompts):

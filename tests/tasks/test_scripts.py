@@ -111,9 +111,9 @@ def test_the_tokenizer_of_bleu_is_kept_with_the_data(tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
         work = tmp_path / str(place)
         prepare(work, tmp_path / "a.jsonl", tokenizer="bytes")
-        task = load_task(Workdir(work).codec, "")
+        task = load_task(Workdir(work).preprocessor, "")
         assert f"tok:{name}" in task.protocol()["bleu"]
-        assert (Workdir(work).codec / BLEU_FILE).exists() == (name != "13a")
-    write_json(Workdir(tmp_path / "1").codec / BLEU_FILE, {"tokenizer": "mecab"})
+        assert (Workdir(work).preprocessor / BLEU_FILE).exists() == (name != "13a")
+    write_json(Workdir(tmp_path / "1").preprocessor / BLEU_FILE, {"tokenizer": "mecab"})
     with pytest.raises(ArtifactError, match="mecab"):
-        load_task(Workdir(tmp_path / "1").codec, "")
+        load_task(Workdir(tmp_path / "1").preprocessor, "")

@@ -36,7 +36,7 @@ def many(count: int, labels: dict[str, int]) -> list[tuple[str, Any]]:
 
 def labels_of(work: Path, split: str) -> collections.Counter[str]:
     place = Workdir(work)
-    task: Any = load_task(place.codec, "")
+    task: Any = load_task(place.preprocessor, "")
     codes = Split(place.data, place.read_data()["splits"][split]["shards"]).column("label")
     return collections.Counter(task.labels[code] for code in codes.tolist())
 
@@ -100,7 +100,7 @@ def test_every_format_gives_the_same_units(
     made = prepare(tmp_path / "w", tmp_path / name, val="0", test="0", tokenizer="bytes", **more)
     assert made.manifest["task"] == "text-classification"
     place = Workdir(tmp_path / "w")
-    task: Any = load_task(place.codec, "")
+    task: Any = load_task(place.preprocessor, "")
     split = Split(place.data, made.manifest["splits"]["train"]["shards"])
     found = {
         (task.tokenizer.decode(split.values("tokens", i, i + 1).tolist()),
@@ -231,7 +231,7 @@ def test_balanced_weights_change_the_loss_of_rare_classes(tmp_path: Path) -> Non
     prepare(work, rows(tmp_path, many(100, {"a": 90, "b": 10})), val="0", test="0.2")
     place = Workdir(work)
     split = Split(place.data, place.read_data()["splits"]["train"]["shards"])
-    task: Any = load_task(place.codec, "")
+    task: Any = load_task(place.preprocessor, "")
     object.__setattr__(task.options, "class_weights", "balanced")
     task.weigh(split)
     counts = np.bincount(split.column("label"))

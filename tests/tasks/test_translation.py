@@ -145,7 +145,7 @@ def test_a_source_of_a_named_test_file_is_not_learned_from(tmp_path: Path) -> No
 
 def test_only_the_target_is_learned(tmp_path: Path) -> None:
     prepare(tmp_path / "w", jsonl(tmp_path, PAIRS), tokenizer="bytes", val="0", test="0")
-    made: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    made: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     split = split_of(tmp_path / "w")
     wanted = pairs_of(split)
     found = set()
@@ -162,7 +162,7 @@ def test_only_the_target_is_learned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["transformer", "rnn", "mlp"])
 def test_padding_does_not_change_the_loss(tmp_path: Path, family: str) -> None:
     prepare(tmp_path / "w", jsonl(tmp_path, PAIRS), tokenizer="bytes", val="0", test="0")
-    made: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    made: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     torch.manual_seed(0)
     model = SequenceModel(model_config(family, "nano", made.shape(), width=16, heads=2)).eval()
     for weight in model.parameters():
@@ -181,7 +181,7 @@ def test_padding_does_not_change_the_loss(tmp_path: Path, family: str) -> None:
 def test_a_long_pair_is_cut_and_counted(tmp_path: Path) -> None:
     long = ("a very long source " * 20, "ein sehr langes Ziel " * 20)
     prepare(tmp_path / "w", jsonl(tmp_path, [*PAIRS, long]), tokenizer="bytes", val="0", test="0")
-    made: Any = load_task(Workdir(tmp_path / "w").codec, "")
+    made: Any = load_task(Workdir(tmp_path / "w").preprocessor, "")
     object.__setattr__(made.options, "context", 64)
     split = split_of(tmp_path / "w")
     batches = list(made.scoring(split, 4))

@@ -59,7 +59,7 @@ def test_chat_begins_from_a_language_model(language: Path, tmp_path: Path, kind:
     before = weights(source.checkpoints)
     after = weights(Workdir(work).run("default").checkpoints)
     assert before.keys() == after.keys()
-    task: Any = load_task(Workdir(work).codec, "")
+    task: Any = load_task(Workdir(work).preprocessor, "")
     fresh = [task.tokenizer.inner.token_to_id(n) for n in ("<|im_start|>", "<|im_end|>")]
     used = torch.ones(len(before["embed.weight"]), dtype=torch.bool)
     used[fresh] = False
@@ -75,7 +75,7 @@ def test_chat_begins_from_a_language_model(language: Path, tmp_path: Path, kind:
 
 def test_a_classifier_begins_from_a_masked_model(language: Path, tmp_path: Path) -> None:
     source = Workdir(language).run("bert")
-    work = service(tmp_path, "intents.jsonl", source.codec)
+    work = service(tmp_path, "intents.jsonl", source.preprocessor)
     events = Events()
     train(work, context=events.context(), from_=str(source.folder), **STILL)
     before = weights(source.checkpoints)
@@ -125,14 +125,14 @@ def test_another_tokenizer_is_refused_with_what_to_do(language: Path, tmp_path: 
     source = Workdir(language).run("next")
     with pytest.raises(UsageError, match="other tokens") as caught:
         train(work, from_=str(source.folder), **STILL)
-    assert f"--tokenizer {source.codec}" in caught.value.hint
-    prepare(work, tmp_path / "dialogues.jsonl", tokenizer=str(source.codec))
+    assert f"--tokenizer {source.preprocessor}" in caught.value.hint
+    prepare(work, tmp_path / "dialogues.jsonl", tokenizer=str(source.preprocessor))
     train(work, from_=str(source.folder), **STILL)
 
 
 def test_an_rnn_of_one_direction_is_no_classifier(language: Path, tmp_path: Path) -> None:
     source = Workdir(language).run("rnn")
-    work = service(tmp_path, "intents.jsonl", source.codec)
+    work = service(tmp_path, "intents.jsonl", source.preprocessor)
     with pytest.raises(UsageError, match="one direction"):
         train(work, from_=str(source.folder), **STILL)
 
@@ -189,7 +189,7 @@ def test_items_of_others_are_refused_and_other_labels_begin_anew(
         train(works[1], from_=str(source), **STILL)
     with pytest.raises(UsageError, match="itself"):
         train(works[0], from_="default", **STILL)
-    codec = Workdir(language).run("bert").codec
+    codec = Workdir(language).run("bert").preprocessor
     first = service(tmp_path, "intents.jsonl", codec)
     train(first)
     rows = (tmp_path / "intents.jsonl").read_text("utf-8").replace('"refund"', '"money"')
