@@ -72,7 +72,7 @@ class Project:
         """Trains a run, or continues it to where its length ends. Without a length it is that of
         the command."""
         _check_name(run)
-        task = task_class(self.workdir.read_data()["task"])
+        task = task_class(self.workdir.read_data().task)
         known, own, others = train_keys(task)
         resolved = _resolved("train", [*known, *own, *others], options)
         config = resolved.build(TrainConfig)

@@ -69,7 +69,7 @@ def train(work: Path, run: str = "default", context: Context | None = None, *,
     if not {"steps", "epochs", "tokens", "minutes"} & values.keys():
         values["steps"] = 6
     config = TrainConfig(**{**TINY, "device": "cpu", "threads": 1, **values})
-    kind = task_class(Workdir(work).read_data()["task"])
+    kind = task_class(Workdir(work).read_data().task)
     options = {"context": length, "objective": objective} if kind.name == "language" else {}
     options = task_options(kind, "train", {**options, **(task or {})})
     return train_run(config, options, Workdir(work), run, context or Context())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.tasks import TABLE
@@ -47,16 +48,16 @@ def rows(path: Path, count: int) -> Path:
 def test_the_task_of_the_page_goes_all_the_way(tmp_path: Path, family: str) -> None:
     work = tmp_path / "w"
     made = prepare(work, rows(tmp_path / "a.csv", 1200), task="tabular", val="0.1", test="0.2")
-    assert made.manifest["ledger"]["dropped"]["no_number"]["rows"] == 1
+    assert made.manifest.ledger.dropped["no_number"].rows == 1
     values: dict[str, Any] = {"model": family, "steps": 80, "batch_size": 64, "precision": "fp32"}
     train(work, "a", **values)
     train(work, "b", **values)
     assert final_bytes(work, "a") == final_bytes(work, "b")
-    document = evaluate(work, "a").document
+    document = as_json(evaluate(work, "a").evaluation)
     rmse = document["metrics"]["rmse"]
     assert 0.4 < rmse["value"] < 1.0  # the noise alone is 0.5
     assert document["baselines"]["mean"]["rmse"] == pytest.approx(13.25**0.5, rel=0.15)
-    assert deploy(work, "a").receipt["bigmodel"]["proof"] == "passed"
+    assert deploy(work, "a").receipt.bigmodel.proof == "passed"
     predictor = Predictor(Workdir(work).run("a").bundle, "cpu", 1)
     lines = [b'{"row": {"a": 1, "b": -1}}', b'{"row": {"a": 1}}', b'{"row": {"a": "x", "b": 1}}']
     good, missing, wrong = predictor.answer_lines(lines, {})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.tasks import load_task
@@ -27,19 +28,19 @@ def test_a_small_model_comes_near_the_entropy_of_the_grammar_and_never_below(
     work = tmp_path / "work"
     prepare(work, STORIES)
     train(work, steps=500, length=128, width=64, layers=2, heads=2, batch_size=16)
-    found = evaluate(work).document
+    found = as_json(evaluate(work).evaluation)
     place = Workdir(work)
-    split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
+    split = Split(place.data, place.read_data().splits["test"].shards)
     tokenizer = load_task(place.preprocessor, "").tokenizer  # type: ignore[attr-defined]
     optimum = sum(
         grammar.bits(tokenizer.decode(split.values("tokens", unit, unit + 1).tolist()))
         for unit in range(len(split))
     )
     metrics = found["metrics"]["bits_per_byte"]
-    bits = metrics["value"] * place.read_data()["splits"]["test"]["bytes"]
+    bits = metrics["value"] * place.read_data().splits["test"].bytes
     assert optimum <= bits <= 1.35 * optimum
     assert metrics["high"] < found["baselines"]["kneser_ney_5"]["bits_per_byte"]
-    assert deploy(work).receipt["transformers"]["proof"] == "passed"
+    assert deploy(work).receipt.transformers.proof == "passed"
     # what it writes is a story, or nearly one
     line = json.dumps({"prompt": "", "max_tokens": 300})
     answer = json.loads(bigmodel("predict", "-w", work, stdin=line).stdout)

@@ -47,10 +47,10 @@ def test_a_task_goes_all_the_way_on_a_gpu(
     train(prepared, f"{name}-cut", **values)
     assert final_bytes(prepared, f"{name}-cut") == final_bytes(prepared, name)
 
-    metrics = evaluate(prepared, name, **CUDA).document["metrics"]
-    for metric, found in evaluate(prepared, name, force=True).document["metrics"].items():
+    metrics = evaluate(prepared, name, **CUDA).evaluation.metrics
+    for metric, found in evaluate(prepared, name, force=True).evaluation.metrics.items():
         assert metrics[metric]["value"] == pytest.approx(found["value"], rel=0.05, abs=0.05)
-    receipt = deploy(prepared, name, **CUDA).receipt["bigmodel"]
+    receipt = deploy(prepared, name, **CUDA).receipt.bigmodel
     assert receipt["greedy_tokens"] == receipt["greedy_identical"] > 0
     answers = []
     for device in ("cuda", "cpu"):

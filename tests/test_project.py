@@ -48,13 +48,13 @@ def test_the_chain_is_that_of_the_commands(name: str, empty: Cli) -> None:
 
     project = Project(empty.cwd / "ours")
     made = project.prepare(source, **kind.options, val=0.2, test=np.float64(0.2))
-    assert made.manifest["task"] == name
-    assert made.manifest["fingerprint"] == empty.manifest()["fingerprint"]
+    assert made.manifest.task == name
+    assert made.manifest.fingerprint == empty.manifest()["fingerprint"]
     trained = project.train(**{**train, "steps": np.int64(3)})
     assert (trained.step, trained.fresh) == (3, False)
     assert final_bytes(empty.cwd / "ours", "default") == final_bytes(empty.work, "default")
     evaluated = project.evaluate(samples=0, threads=1)
-    assert evaluated.document["metrics"] == evaluation["metrics"]
+    assert evaluated.evaluation.metrics == evaluation["metrics"]
     assert evaluated.metrics.keys() == evaluation["metrics"].keys()
     bundle = project.deploy(threads=1).folder
     assert load(bundle, threads=1)(kind.request) == answer
@@ -168,7 +168,7 @@ def test_it_stays_where_it_was_when_the_folder_changes(
     monkeypatch.chdir(cli.cwd)
     project = Project("work")
     monkeypatch.chdir(tmp_path.parent)
-    assert project.evaluate(samples=0).document["run"] == "default"
+    assert project.evaluate(samples=0).evaluation.run == "default"
 
 
 def test_gates_are_in_the_result(cli: Cli) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from bigmodel_cli.artifacts import checkpoint
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import StoppedError
@@ -105,7 +106,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("tasks")
     work = folder / request.param
     made = prepare(work, kind.source(folder), val="0.2", test="0.2", **kind.options)
-    assert made.manifest["task"] == request.param  # which it found by itself
+    assert made.manifest.task == request.param  # which it found by itself
     return work
 
 
@@ -142,8 +143,8 @@ def test_a_task_goes_all_the_way_with_each_family(
     train(prepared, f"{name}-cut", **values)
     assert final_bytes(prepared, f"{name}-cut") == final_bytes(prepared, name)
 
-    document = evaluate(prepared, name).document
-    split = Workdir(prepared).read_data()["splits"]["test"]
+    document = as_json(evaluate(prepared, name).evaluation)
+    split = Workdir(prepared).read_data().splits["test"]
     assert {m["n"] for m in document["metrics"].values()} == {split["units"]}
     assert document["metrics"]["loss"]["value"] > 0
     assert document["baselines"]
@@ -175,7 +176,7 @@ def test_a_finished_run_is_made_longer_by_what_is_advised(
     done = Cli(prepared.parent, forker).works(*words[1:], "-w", prepared, timeout=120)
     assert "new: nothing" in done.err
     more = Workdir(prepared).run(f"{place.name}-longer").read_config()
-    assert more["model"] == place.read_config()["model"]
+    assert more["model"] == place.read_config().model
     assert more["resolved"]["length"]["steps"] == 2
 
 
@@ -272,5 +273,5 @@ def test_held_out_images_do_not_choose_size_and_colour(tmp_path: Path) -> None:
 def test_fewer_bits_answer_nearly_as_well(prepared: Path) -> None:
     train(prepared, "bits", steps=2, width=16)
     for precision in ("int8", "bf16"):
-        receipt = deploy(prepared, "bits", precision=precision).receipt["precision"]
+        receipt = deploy(prepared, "bits", precision=precision).receipt.precision
         assert receipt[precision] == pytest.approx(receipt["fp32"], rel=0.1, abs=0.05)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from bigmodel_cli.artifacts import checkpoint, forms
-from bigmodel_cli.artifacts.manifest import check_files, read_json
-from bigmodel_cli.errors import ArtifactError
+from bigmodel_cli.artifacts.manifest import check_files, read_record
+from bigmodel_cli.artifacts.records import Bundle
 
 FILE, RECEIPT, CARD = "bigmodel.json", "receipt.json", "README.md"
 HINT = "make the bundle again: bigmodel deploy --force"
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> Bundle:
     """A bundle's manifest, once all of its files are what that says. Raises ArtifactError."""
-    document = read_json(folder / FILE, "bundle", "make one: bigmodel deploy", forms.BUNDLE)
-    if checkpoint.MODEL not in document["files"]:
-        raise ArtifactError(f"the bundle `{folder}` lists no {checkpoint.MODEL}", HINT)
-    check_files(folder, document["files"], "bundle", HINT, own=FILE)
-    return document
+    bundle = read_record(folder / FILE, Bundle, "bundle", "make one: bigmodel deploy")
+    check_files(folder, bundle.files, "bundle", HINT, own=FILE)
+    return bundle

@@ -12,24 +12,27 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bigmodel_cli.artifacts import forms
+from msgspec.structs import replace
+
 from bigmodel_cli.artifacts.manifest import (
     TEMPORARY,
     check_file,
     file_info,
-    read_json,
+    read_record,
     storage,
     sync_folder,
-    write_json,
+    write_record,
 )
+from bigmodel_cli.artifacts.records import MODEL as MODEL
+from bigmodel_cli.artifacts.records import BestRecord, CheckpointState
 from bigmodel_cli.errors import ArtifactError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 BEST = "best.json"
 HINT = "choose another with --checkpoint, or train again: bigmodel train --restart"
 
@@ -61,13 +64,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def save(
     folder: Path,
-    step: int,
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
-    state: Mapping[str, Any],
+    state: CheckpointState,
 ) -> Path:
-    """Writes one checkpoint, all of it or nothing, and gives its folder."""
-    final = folder / f"step-{step:08d}"
+    """Writes one checkpoint, all of it or nothing, and gives its folder. state: but for its
+    files."""
+    final = folder / f"step-{state.step:08d}"
     temporary = folder / f"{TEMPORARY}{final.name}-{uuid.uuid4().hex[:8]}"
     with storage(final):
         temporary.mkdir(parents=True)
@@ -75,7 +78,7 @@ def save(
             save_tensors(temporary / MODEL, model)
             save_tensors(temporary / OPTIMIZER, optimizer)
             files = {name: file_info(temporary / name) for name in (MODEL, OPTIMIZER)}
-            write_json(temporary / STATE, {"step": step, **state, "files": files})
+            write_record(temporary / STATE, replace(state, files=files))
             if final.exists():  # a damaged one of the same step, trained again
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -86,10 +89,9 @@ def save(
     return final
 
 
-def amend(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint's state anew; its tensors stay as they are."""
-    old = read_state(path)
-    write_json(path / STATE, {"step": old["step"], **state, "files": old["files"]})
+def amend(path: Path, state: CheckpointState) -> None:
+    """Writes a checkpoint's state again; its tensors stay as they are."""
+    write_record(path / STATE, replace(state, files=read_state(path).files))
 
 
 def names(folder: Path) -> list[str]:
@@ -101,23 +103,26 @@ def names(folder: Path) -> list[str]:
     )
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> CheckpointState:
     """A checkpoint's state.json. Raises ArtifactError."""
-    return read_json(path / STATE, "checkpoint", HINT, forms.CHECKPOINT)
+    state = read_record(path / STATE, CheckpointState, "checkpoint", HINT)
+    if MODEL not in state.files:
+        raise ArtifactError(f"the checkpoint `{path}` lacks `{MODEL}` in its state", HINT)
+    return state
 
 
-def verify(path: Path, *files: str) -> dict[str, Any]:
+def verify(path: Path, *files: str) -> CheckpointState:
     """Checks a checkpoint's files (all, or those named) against state.json, and gives that."""
     state = read_state(path)
     try:
         for name in files or (MODEL, OPTIMIZER):
-            check_file(path / name, state["files"][name], "checkpoint", HINT)
+            check_file(path / name, state.files[name], "checkpoint", HINT)
     except KeyError as error:
         raise ArtifactError(f"the checkpoint `{path}` lacks {error} in its state", HINT) from None
     return state
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+def newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, CheckpointState] | None:
     """The newest checkpoint that verifies; a damaged one is named, and the one before is taken."""
     found = names(folder)
     for name in reversed(found):
@@ -135,7 +140,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, A
     return None
 
 
-def find(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
+def find(folder: Path, which: str) -> tuple[Path, CheckpointState]:
     """The checkpoint that `best`, `last` or `step-N` means, its model verified.
 
     Raises UsageError for a name that is none of these, ArtifactError for one that is not there.
@@ -144,7 +149,7 @@ def find(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     if not found:
         raise ArtifactError(f"there is no checkpoint in `{folder}`", "train first: bigmodel train")
     if which == "best":
-        name = str(read_best(folder)["name"])
+        name = read_best(folder).name
     elif which == "last":
         name = found[-1]
     elif re.fullmatch(r"(step-)?\d+", which):
@@ -156,14 +161,14 @@ def find(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     return folder / name, verify(folder / name, MODEL)
 
 
-def read_best(folder: Path) -> dict[str, Any]:
-    """The record of the best checkpoint: `name`. Raises ArtifactError."""
-    return read_json(folder / BEST, "record of the best checkpoint", HINT, forms.BEST)
+def read_best(folder: Path) -> BestRecord:
+    """Which checkpoint is the best. Raises ArtifactError."""
+    return read_record(folder / BEST, BestRecord, "record of the best checkpoint", HINT)
 
 
 def mark_best(folder: Path, name: str, value: float | None) -> None:
     """Records which checkpoint has the best headline metric on the validation split so far."""
-    write_json(folder / BEST, {"name": name, "validation": value})
+    write_record(folder / BEST, BestRecord(name=name, validation=value))
 
 
 def prune(folder: Path, keep: int, best: str) -> None:
@@ -182,7 +187,7 @@ def prune(folder: Path, keep: int, best: str) -> None:
 
 def _interim(path: Path) -> bool:
     try:
-        return bool(read_state(path).get("interim"))
+        return read_state(path).interim
     except ArtifactError:
         return False  # what is damaged is named when it is read to go on
 

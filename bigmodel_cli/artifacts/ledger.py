@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from bigmodel_cli.artifacts.records import Amount, LedgerRecord, Reason
 from bigmodel_cli.errors import BigmodelError
 
 SHOWN = 3  # places named for each reason
@@ -62,7 +62,7 @@ class Ledger:
     def rows_dropped(self) -> int:
         return sum(entry.rows for entry in self.dropped.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def record(self) -> LedgerRecord:
         """The ledger for the manifest. Raises BigmodelError if it does not add up."""
         lost = sum(e.bytes for e in (*self.dropped.values(), *self.removed.values()))
         if (
@@ -76,15 +76,15 @@ class Ledger:
                 "please report this",
             )
 
-        def entries(table: dict[str, Entry]) -> dict[str, Any]:
+        def reasons(table: dict[str, Entry]) -> dict[str, Reason]:
             return {
-                reason: {"rows": e.rows, "bytes": e.bytes, "where": e.where}
+                reason: Reason(rows=e.rows, bytes=e.bytes, where=e.where)
                 for reason, e in sorted(table.items())
             }
 
-        return {
-            "in": {"rows": self.rows_in, "bytes": self.bytes_in},
-            "kept": {"rows": self.kept.rows, "bytes": self.kept.bytes},
-            "dropped": entries(self.dropped),
-            "removed": entries(self.removed),
-        }
+        return LedgerRecord(
+            came_in=Amount(rows=self.rows_in, bytes=self.bytes_in),
+            kept=Amount(rows=self.kept.rows, bytes=self.kept.bytes),
+            dropped=reasons(self.dropped),
+            removed=reasons(self.removed),
+        )

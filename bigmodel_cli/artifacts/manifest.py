@@ -15,12 +15,14 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bigmodel_cli.artifacts.forms import Form, problem
+import msgspec
+
+from bigmodel_cli.artifacts.records import SCHEMA, Artifact, File, Files, as_json
 from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError
 
-SCHEMA = 1  # of every JSON artifact; a reader refuses a newer one
+R = TypeVar("R", bound=Artifact)
 TEMPORARY = ".tmp-"
 MOST_JSON = 256 << 20  # bytes of a JSON artifact
 LOADED = (".json", ".safetensors")  # what is read from a folder whose files are listed
@@ -108,12 +110,27 @@ def _checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(rest)).hexdigest()[:16]
 
 
-def read_json(
-    path: Path, what: str, hint: str, form: Form | None = None, regular: bool = True
-) -> dict[str, Any]:
-    """Reads a manifest. `what` names it in an error, `hint` says which command makes it; `form`:
-    what it has to hold; `regular`: whether it must be a regular file, which a pipe that the user
-    named is not.
+def write_record(path: Path, record: Artifact) -> None:
+    """Writes an artifact, atomically."""
+    write_json(path, as_json(record))
+
+
+def read_record(path: Path, kind: type[R], what: str, hint: str, regular: bool = True) -> R:
+    """Reads an artifact, as `read_json` does. Raises ArtifactError for a field that is missing, or
+    not what it may be."""
+    document = read_json(path, what, hint, regular)
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        place = place.strip("`.")
+        problem = f"`{place}`: {problem[:1].lower()}{problem[1:]}" if place else problem
+        raise ArtifactError(f"the {what} `{path}` is corrupt: {problem}", hint) from None
+
+
+def read_json(path: Path, what: str, hint: str, regular: bool = True) -> dict[str, Any]:
+    """Reads a manifest. `what` names it in an error, `hint` says which command makes it; `regular`:
+    whether it must be a regular file, which a pipe that the user named is not.
 
     Raises ArtifactError when it is missing, corrupt, or of a newer format.
     """
@@ -149,8 +166,6 @@ def read_json(
         same = False
     if not same:
         raise ArtifactError(f"the {what} `{path}` is corrupt: its checksum differs", hint)
-    if form and (wrong := problem(document, form)):
-        raise ArtifactError(f"the {what} `{path}` is corrupt: {wrong}", hint)
     return document
 
 
@@ -158,9 +173,7 @@ def _no_number(constant: str) -> None:
     raise ValueError(f"`{constant}` is not a number")
 
 
-def check_files(
-    folder: Path, files: Mapping[str, Any], what: str, hint: str, own: str = ""
-) -> None:
+def check_files(folder: Path, files: Files, what: str, hint: str, own: str = "") -> None:
     """Raises ArtifactError unless each listed file of a folder has its size and hash, and each one
     that may be loaded is listed. own: the file that holds the list."""
     for name, info in files.items():
@@ -171,7 +184,7 @@ def check_files(
                 raise ArtifactError(f"the {what} `{path}` is not listed with its hash", hint)
 
 
-def folder_info(folder: Path) -> dict[str, Any]:
+def folder_info(folder: Path) -> Files:
     """The sizes and hashes that `check_files` compares."""
     return {path.name: file_info(path) for path in sorted(folder.iterdir())}
 
@@ -190,19 +203,19 @@ def inside(folder: Path, name: str, what: str, hint: str) -> Path:
     return path
 
 
-def check_file(path: Path, info: Mapping[str, Any], what: str, hint: str) -> None:
+def check_file(path: Path, info: File, what: str, hint: str) -> None:
     """Raises ArtifactError unless it is a regular file of the recorded size and hash."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise ArtifactError(f"the {what} `{path}` is corrupt: not a regular file", hint)
-        if found.st_size != info["bytes"]:
+        if found.st_size != info.bytes:
             raise ArtifactError(
-                f"the {what} `{path}` has {found.st_size:,} bytes where {info['bytes']:,} were "
+                f"the {what} `{path}` has {found.st_size:,} bytes where {info.bytes:,} were "
                 "written",
                 hint,
             )
-        if sha256(path) != info["sha256"]:
+        if sha256(path) != info.sha256:
             raise ArtifactError(f"the {what} `{path}` is corrupt: its hash differs", hint)
     except FileNotFoundError:
         raise ArtifactError(f"the {what} `{path}` is missing", hint) from None
@@ -210,9 +223,9 @@ def check_file(path: Path, info: Mapping[str, Any], what: str, hint: str) -> Non
         raise ArtifactError(f"the {what} `{path}` cannot be read: {error}", hint) from None
 
 
-def file_info(path: Path) -> dict[str, Any]:
+def file_info(path: Path) -> File:
     """The size and hash that `check_file` compares."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return File(path.stat().st_size, sha256(path))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

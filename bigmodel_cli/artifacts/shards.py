@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts.manifest import check_file, inside, write_atomic
+from bigmodel_cli.artifacts.records import Shard
 from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.worker import PATIENCE, Worker
 
@@ -51,8 +52,8 @@ class ShardWriter:
         self.folder, self.split = folder, split
         self._pending: list[Columns] = []
         self._bytes = 0
-        self._worker = Worker[dict[str, Any]]()
-        self._written: list[dict[str, Any]] = []
+        self._worker = Worker[Shard]()
+        self._written: list[Shard] = []
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -67,7 +68,7 @@ class ShardWriter:
             if self._bytes >= SHARD_BYTES:
                 self._flush()
 
-    def close(self) -> list[dict[str, Any]]:
+    def close(self) -> list[Shard]:
         """Writes the rest; gives one record per shard for the manifest."""
         if self._pending:
             self._flush()
@@ -84,7 +85,7 @@ class ShardWriter:
         if self._worker.busy:
             self._written.append(self._worker.result())
 
-    def _write(self, number: int, pending: list[Columns]) -> dict[str, Any]:
+    def _write(self, number: int, pending: list[Columns]) -> Shard:
         from safetensors.numpy import save
 
         arrays: dict[str, NDArray[Any]] = {}
@@ -101,7 +102,7 @@ class ShardWriter:
         digest = hashlib.sha256(data).hexdigest()
         name = f"{self.split}-{number:05d}-{digest[:12]}.safetensors"
         write_atomic(self.folder / name, data)
-        return {"name": name, "examples": count, "bytes": len(data), "sha256": digest}
+        return Shard(name=name, examples=count, bytes=len(data), sha256=digest)
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -164,10 +165,10 @@ def _check_columns(arrays: Mapping[str, NDArray[Any]], examples: int, path: Path
 class Split:
     """The examples of one split, over all of its shards."""
 
-    def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], verify: bool = True):
+    def __init__(self, folder: Path, shards: Sequence[Shard], verify: bool = True):
         self._maps: list[dict[str, NDArray[Any]]] = []
         for info in shards:
-            path = inside(folder, info["name"], "data", HINT)
+            path = inside(folder, info.name, "data", HINT)
             if verify:
                 check_file(path, info, "shard", HINT)
             header, start = read_header(path)
@@ -187,11 +188,11 @@ class Split:
                     arrays[name] = np.frombuffer(
                         memoryview(data)[begin:end], DTYPES[entry["dtype"]]
                     )
-            _check_columns(arrays, info["examples"], path)
+            _check_columns(arrays, info.examples, path)
             self._maps.append(arrays)
         self.shards = list(shards)
-        self.count = sum(info["examples"] for info in shards)
-        self._first = np.cumsum([0] + [info["examples"] for info in shards])
+        self.count = sum(info.examples for info in shards)
+        self._first = np.cumsum([0] + [info.examples for info in shards])
 
     @staticmethod
     def of(columns: Mapping[str, NDArray[Any] | list[NDArray[Any]]], count: int) -> Split:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts.manifest import canonical, check_file, file_info, write_atomic
+from bigmodel_cli.artifacts.records import File
 from bigmodel_cli.errors import ArtifactError
 
 KINDS = ("u1", "u2", "u4", "f4", "f8")  # in which values are kept: the first that holds them all
@@ -176,7 +177,7 @@ class UnitStatistics:
     model: Statistics
     baselines: dict[str, Statistics]
 
-    def write(self, path: Path) -> dict[str, Any]:
+    def write(self, path: Path) -> File:
         """Writes the file; gives its size and hash, which evaluation.json keeps."""
         arrays: dict[str, NDArray[Any]] = {"ids": self.ids, **pack("model", self.model)}
         for number, statistics in enumerate(self.baselines.values()):
@@ -186,7 +187,7 @@ class UnitStatistics:
         return file_info(path)
 
     @staticmethod
-    def read(path: Path, info: Mapping[str, Any]) -> UnitStatistics:
+    def read(path: Path, info: File) -> UnitStatistics:
         """Raises ArtifactError unless the file is the one that was written."""
         check_file(path, info, "evaluation's statistics", HINT)
         try:

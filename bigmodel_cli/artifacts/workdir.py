@@ -19,10 +19,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bigmodel_cli.artifacts import forms
-from bigmodel_cli.artifacts.manifest import TEMPORARY, read_json, sha256, storage, write_atomic
+from bigmodel_cli.artifacts.manifest import TEMPORARY, read_record, sha256, storage, write_atomic
+from bigmodel_cli.artifacts.records import DataManifest, RunConfig
 from bigmodel_cli.errors import (
     ArtifactError,
     BigmodelError,
@@ -95,7 +95,7 @@ class Run:
     def bundle(self) -> Path:
         return self.folder / "bundle"
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> RunConfig:
         """The run's resolved configuration. Raises ArtifactError, naming the runs that exist."""
         if not self.config.exists():
             known = sorted(path.parent.name for path in self.root.glob("runs/*/config.json"))
@@ -104,7 +104,7 @@ class Run:
                     f"there is no run `{self.name}` in `{self.root}`",
                     "choose one with --run: " + ", ".join(known),
                 )
-        return read_json(self.config, "run", "train it first: bigmodel train", forms.RUN)
+        return read_record(self.config, RunConfig, "run", "train it first: bigmodel train")
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ class Workdir:
             for path in sorted(self.root.glob("runs/*/config.json"))
         ]
 
-    def read_data(self) -> dict[str, Any]:
+    def read_data(self) -> DataManifest:
         """The data's manifest. Raises ArtifactError when nothing was prepared."""
         hint = "prepare some first: bigmodel prepare SOURCE"
-        return read_json(self.manifest, "prepared data", hint, forms.DATA)
+        return read_record(self.manifest, DataManifest, "prepared data", hint)
 
     def keep_traceback(self, error: BaseException) -> Path | None:
         """Writes an unexpected error's traceback for a bug report."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from bigmodel_cli.artifacts.records import Receipt, as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render, serve
 from bigmodel_cli.cli.options import command
@@ -64,7 +65,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
                     "bundle": str(done.folder),
                     "layout": done.layout,
                     "up_to_date": done.fresh,
-                    "receipt": done.receipt,
+                    "receipt": as_json(done.receipt),
                 }
             )
         elif not common["quiet"]:
@@ -73,31 +74,27 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             answer(done.folder, as_json=False)
 
 
-def show(folder: Path, receipt: Mapping[str, Any], layout: str, fresh: bool) -> None:
+def show(folder: Path, receipt: Receipt, layout: str, fresh: bool) -> None:
     """The bundle and what its receipt proves."""
     size = sum(path.stat().st_size for path in folder.iterdir())
     render.say(
         f"{'up to date' if fresh else 'deployed'}: {folder} ({render.size(size)}, "
-        f"{receipt['checkpoint']}, layout {layout})"
+        f"{receipt.checkpoint}, layout {layout})"
     )
-    for loader in ("bigmodel", "transformers"):
-        proof = receipt[loader]
-        if proof["proof"] == "passed":
+    for loader, proof in receipt.proofs.items():
+        if proof.proof == "passed":
             render.say(
-                f"  {proof.get('loader', loader)}: largest logit difference "
-                f"{proof['largest_logit_difference']:.1e}, {proof['greedy_identical']} of "
-                f"{proof['greedy_tokens']} greedy tokens the same"
+                f"  {proof.loader or loader}: largest logit difference "
+                f"{proof.largest_logit_difference:.1e}, {proof.greedy_identical} of "
+                f"{proof.greedy_tokens} greedy tokens the same"
             )
         else:
-            render.say(f"  {loader}: {proof['proof']}")
-    if "precision" in receipt:
-        effect = receipt["precision"]
+            render.say(f"  {loader}: {proof.proof}")
+    if effect := receipt.precision:
         from bigmodel_cli.evaluate.report import figure
 
-        low, full = (figure(effect[name]) for name in (effect["name"], "fp32"))
-        where = f"the first {effect['terms']:,} targets of the {receipt['split']} split"
-        render.say(
-            f"  answers in {effect['name']}: {effect['metric']} {low}, in fp32 {full} ({where})"
-        )
-    if not receipt["evaluated"]:
+        low, full = figure(effect.value), figure(effect.fp32)
+        where = f"the first {effect.terms:,} targets of the {receipt.split} split"
+        render.say(f"  answers in {effect.name}: {effect.metric} {low}, in fp32 {full} ({where})")
+    if not receipt.evaluated:
         render.say("  These weights were not evaluated; the model card says so.")

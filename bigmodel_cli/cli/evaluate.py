@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.advice import here
@@ -47,29 +48,29 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     place = Workdir(workdir)
     with running(common) as context:
         done = evaluate(config.build(EvaluateConfig), place, run, context)
-    document = done.document
-    failed = [gate for gate in document["gates"] if not gate["passed"]]
+    evaluation = done.evaluation
+    failed = [gate for gate in evaluation.gates if not gate.passed]
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if common["json_"]:
-        render.document({**document, "up_to_date": done.fresh})
+        render.document({**as_json(evaluation), "up_to_date": done.fresh})
     elif not common["quiet"]:
-        render.say(title(document) + (" · up to date" if done.fresh else ""))
-        render.table(HEADER, rows(document))
-        losing = next(iter(document["metrics"]))
-        if rows(document)[0][-1] == "worse":
+        render.say(title(evaluation) + (" · up to date" if done.fresh else ""))
+        render.table(HEADER, rows(evaluation))
+        losing = next(iter(evaluation.metrics))
+        if rows(evaluation)[0][-1] == "worse":
             advice = here(longer(place.run(run), place.run(run).read_config()))
-            name = document["baseline"][losing]["name"]
+            name = evaluation.baseline[losing].name
             render.say(
                 f"  The model loses to {name}: make it larger, ship the baseline, or train "
                 f"it longer: {advice}"
             )
-        for gate in document["gates"]:
+        for gate in evaluation.gates:
             render.say("  " + gate_text(gate))
         render.say(f"  {place.run(run).report}")
     if summary:
         try:
             with open(summary, "a", encoding="utf-8") as file:
-                file.write(markdown(document))
+                file.write(markdown(evaluation))
         except OSError as error:
             raise ResourceError(
                 f"GITHUB_STEP_SUMMARY `{summary}` cannot be written: {error.strerror}"
@@ -77,5 +78,5 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     if failed:
         if common["json_"]:
             raise typer.Exit(GateError.code)  # the one document is out already
-        names = ", ".join(f"`{gate['rule']}`" for gate in failed)
-        raise GateError(f"{len(failed)} of {len(document['gates'])} gates failed: {names}")
+        names = ", ".join(f"`{gate.rule}`" for gate in failed)
+        raise GateError(f"{len(failed)} of {len(evaluation.gates)} gates failed: {names}")

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from bigmodel_cli.artifacts.records import DataManifest, as_json
+from bigmodel_cli.artifacts.tables import splits_table
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.options import command
@@ -46,32 +48,27 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     with running(common) as context:
         done = prepare(config.build(PrepareConfig), said, Workdir(workdir), context)
     if common["json_"]:
-        render.document({**done.manifest, "up_to_date": done.fresh})
+        render.document({**as_json(done.manifest), "up_to_date": done.fresh})
     elif not common["quiet"]:
         show(done.manifest, done.fresh, workdir, time.monotonic() - began)
 
 
-def show(manifest: Mapping[str, Any], fresh: bool, workdir: Path, seconds: float) -> None:
+def show(data: DataManifest, fresh: bool, workdir: Path, seconds: float) -> None:
     """A summary of the data's manifest."""
     if fresh:
-        render.say(f"up to date: {workdir}/data ({manifest['fingerprint'][:12]})")
+        render.say(f"up to date: {workdir}/data ({data.fingerprint[:12]})")
         return
-    ledger = manifest["ledger"]
-    unit = manifest["unit"]
-    render.say(f"prepared {workdir}/data in {seconds:.1f} s ({manifest['fingerprint'][:12]})")
-    render.table(
-        ["", unit, "bytes", manifest.get("measure", "tokens")],
-        [
-            [split, f"{part['units']:,}", f"{part['bytes']:,}", f"{part['tokens']:,}"]
-            for split, part in manifest["splits"].items()
-        ],
-    )
-    came, kept = ledger["in"], ledger["kept"]
-    render.say(f"  {came['rows']:,} rows came in, {kept['rows']:,} were kept")
-    for kind in ("dropped", "removed"):
-        for reason, entry in ledger[kind].items():
-            what = "rows" if kind == "dropped" else "rows cleaned"
+    render.say(f"prepared {workdir}/data in {seconds:.1f} s ({data.fingerprint[:12]})")
+    header, splits = splits_table(data)
+    render.table(["", *header[1:]], splits)
+    ledger = data.ledger
+    render.say(f"  {ledger.came_in.rows:,} rows came in, {ledger.kept.rows:,} were kept")
+    for kind, what, reasons in (
+        ("dropped", "rows", ledger.dropped),
+        ("removed", "rows cleaned", ledger.removed),
+    ):
+        for reason, entry in reasons.items():
             render.say(
-                f"  {kind} {reason}: {entry['rows']:,} {what}, {entry['bytes']:,} bytes "
-                f"(first: {entry['where'][0]})"
+                f"  {kind} {reason}: {entry.rows:,} {what}, {entry.bytes:,} bytes "
+                f"(first: {entry.where[0]})"
             )

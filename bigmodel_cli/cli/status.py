@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
-from bigmodel_cli.artifacts import checkpoint, forms, manifest
+from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.bundle import RECEIPT
+from bigmodel_cli.artifacts.records import Evaluation, Receipt, RunConfig
 from bigmodel_cli.artifacts.workdir import Run, Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.advice import here
@@ -88,22 +89,21 @@ def data_state(place: Workdir) -> dict[str, Any]:
     if not place.manifest.exists():
         return {"state": "missing", "detail": here("bigmodel prepare SOURCE")}
     try:
-        document = place.read_data()
+        data = place.read_data()
         from bigmodel_cli.prepare.inputs import source_changes
         from bigmodel_cli.prepare.run import intact
 
-        if not intact(place, document):
+        if not intact(place, data):
             return {
                 "state": "corrupt",
                 "detail": "shards or preprocessor are damaged",
                 **_size(place.data),
             }
-        changed = source_changes(place, document)
-        splits = {name: part for name, part in document["splits"].items() if part["units"]}
-        units = ", ".join(f"{part['units']:,} {name}" for name, part in splits.items())
-        tokens = sum(part["tokens"] for part in splits.values())
-        detail = f"{document['task']}, {document['unit']}: {units}; {tokens:,} "
-        detail += document.get("measure", "tokens")
+        changed = source_changes(place, data)
+        splits = {name: part for name, part in data.splits.items() if part.units}
+        units = ", ".join(f"{part.units:,} {name}" for name, part in splits.items())
+        tokens = sum(part.tokens for part in splits.values())
+        detail = f"{data.task}, {data.unit}: {units}; {tokens:,} {data.measure}"
     except BigmodelError as error:
         return {"state": "corrupt", "detail": error.message}
     except Exception as error:
@@ -113,11 +113,11 @@ def data_state(place: Workdir) -> dict[str, Any]:
     return {"state": "fresh", "detail": detail, **_size(place.data)}
 
 
-def _data_is(known: Mapping[str, Any], place: Workdir) -> str:
+def _data_is(known: RunConfig, place: Workdir) -> str:
     """Why a run is stale, as far as its data go; "" if it is not."""
     if not place.manifest.exists():
         return "its data are gone"
-    if place.read_data()["fingerprint"] != known["data_fingerprint"]:
+    if place.read_data().fingerprint != known.data_fingerprint:
         return "the data have changed since"
     return ""
 
@@ -128,56 +128,56 @@ def train_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not names:
         return {"state": "unfinished", "detail": "no checkpoint yet"}
     state = checkpoint.read_state(item.checkpoints / names[-1])
-    positions = task_class(known["task"]).positions
-    detail = f"step {state['step']:,}, {state['tokens']:,} {positions}"
-    best = checkpoint.read_best(item.checkpoints)["name"]
-    validation = checkpoint.read_state(item.checkpoints / best).get("validation")
+    positions = task_class(known.task).positions
+    detail = f"step {state.step:,}, {state.tokens:,} {positions}"
+    best = checkpoint.read_best(item.checkpoints).name
+    validation = checkpoint.read_state(item.checkpoints / best).validation
     if validation:
         metric, value = next(iter(validation.items()))
         shown = "–" if value is None else f"{value:.4g}"
         detail += f"; best {best}: validation {metric} {shown}"
     stale = _data_is(known, place)
-    kind = "stale" if stale else "fresh" if state.get("finished") else "unfinished"
+    kind = "stale" if stale else "fresh" if state.finished else "unfinished"
     return {"state": kind, "detail": stale or detail, **_size(item.checkpoints)}
 
 
 def evaluate_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not item.evaluation.exists():
         return {"state": "missing", "detail": here("bigmodel evaluate", item.name)}
-    document = manifest.read_json(item.evaluation, "evaluation", "", forms.EVALUATION)
-    metric, entry = next(iter(document["metrics"].items()))
+    evaluation = manifest.read_record(item.evaluation, Evaluation, "evaluation", "")
+    metric, entry = next(iter(evaluation.metrics.items()))
     why = _data_is(item.read_config(), place)
-    if document["weights"] not in _weights(item):
+    if evaluation.weights not in _weights(item):
         why = "its checkpoint is gone"
-    elif document["weights"] != _weights(item).get("best"):
+    elif evaluation.weights != _weights(item).get("best"):
         why = why or "there is a better checkpoint"
     if why:
         return {"state": "stale", "detail": why, **_size_of(item.evaluation)}
-    gates = [gate["passed"] for gate in document["gates"]]
+    gates = [gate.passed for gate in evaluation.gates]
     verdict = f", {sum(gates)} of {len(gates)} gates passed" if gates else ""
-    sample = document["protocol"].get("sample")
+    sample = evaluation.protocol.get("sample")
     return {
         "state": "fresh",
         **_size_of(item.evaluation),
-        "detail": f"{metric} {entry['value'] or 0:.4g} on {document['split']}, "
-        f"{document['checkpoint']}{verdict}{f', {sample}' if sample else ''}",
+        "detail": f"{metric} {entry.value or 0:.4g} on {evaluation.split}, "
+        f"{evaluation.checkpoint}{verdict}{f', {sample}' if sample else ''}",
     }
 
 
 def deploy_state(item: Run, place: Workdir) -> dict[str, Any]:
     if not item.bundle.exists():
         return {"state": "missing", "detail": here("bigmodel deploy", item.name)}
-    receipt = manifest.read_json(item.bundle / RECEIPT, "receipt", "", forms.RECEIPT)
+    receipt = manifest.read_record(item.bundle / RECEIPT, Receipt, "receipt", "")
     why = ""
-    if receipt["weights"] not in _weights(item):
+    if receipt.weights not in _weights(item):
         why = "its checkpoint is gone"
-    elif receipt["weights"] != _weights(item).get("best"):
+    elif receipt.weights != _weights(item).get("best"):
         why = "there is a better checkpoint"
-    elif not receipt["evaluated"] and evaluate_state(item, place)["state"] == "fresh":
+    elif not receipt.evaluated and evaluate_state(item, place)["state"] == "fresh":
         why = "it was made before its evaluation"
     if why:
         return {"state": "stale", "detail": why, **_size(item.bundle)}
-    return {"state": "fresh", "detail": receipt["checkpoint"], **_size(item.bundle)}
+    return {"state": "fresh", "detail": receipt.checkpoint, **_size(item.bundle)}
 
 
 def _size_of(path: Path) -> dict[str, Any]:
@@ -191,10 +191,9 @@ def _size_of(path: Path) -> dict[str, Any]:
 def _weights(item: Run) -> dict[str, str]:
     """The hashes of all checkpoints' weights (each hash under itself), and the best one's."""
     found = {}
-    best = checkpoint.read_best(item.checkpoints)["name"]
+    best = checkpoint.read_best(item.checkpoints).name
     for name in checkpoint.names(item.checkpoints):
-        state = checkpoint.read_state(item.checkpoints / name)
-        digest = state["files"][checkpoint.MODEL]["sha256"]
+        digest = checkpoint.read_state(item.checkpoints / name).weights
         found[digest] = name
         if name == best:
             found["best"] = digest

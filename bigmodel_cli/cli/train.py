@@ -57,7 +57,7 @@ def _by_task(key: Key) -> Key:
 
 def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
     place = Workdir(workdir)
-    task = task_class(place.read_data()["task"]) if place.manifest.exists() else None
+    task = task_class(place.read_data().task) if place.manifest.exists() else None
     known, own, others = train_keys(task)
     config = settle("train", [*known, *own], flags, common, others)
     if config is None:
@@ -65,7 +65,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     from bigmodel_cli.train import parallel
     from bigmodel_cli.train.run import run as train
 
-    task = task or task_class(place.read_data()["task"])
+    task = task or task_class(place.read_data().task)
     options = task_options(task, "train", config.said([*own, *others]))
     built = config.build(TrainConfig)
     if built.verify_resume:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli import __version__
+from bigmodel_cli.artifacts.records import (
+    CheckpointState,
+    DataManifest,
+    Evaluation,
+    Receipt,
+    RunConfig,
+)
+from bigmodel_cli.artifacts.tables import ledger_rows, splits_table
 from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.qwen3 import ARCHITECTURE
 
@@ -19,15 +27,15 @@ def card(
     name: str,
     task: Task,
     config: ModelConfig,
-    training: Mapping[str, Any],
-    state: Mapping[str, Any],
-    data: Mapping[str, Any],
-    evaluation: Mapping[str, Any] | None,
-    receipt: Mapping[str, Any],
+    training: RunConfig,
+    state: CheckpointState,
+    data: DataManifest,
+    evaluation: Evaluation | None,
+    receipt: Receipt,
     portable: bool,
 ) -> str:
     """What the model is, what it learned from, how good it is, and what it is for."""
-    options = training["options"]
+    options = training.options
     tags = ["bigmodel", task.name]
     head = ["---", "tags:", *(f"- {tag}" for tag in tags)]
     if portable:
@@ -56,72 +64,50 @@ def card(
         lines += ["**Not evaluated**: run `bigmodel evaluate`, then `bigmodel deploy` again.", ""]
     else:
         lines += _evaluation(evaluation)
-    resolved = training["resolved"]
+    resolved = training.resolved
     lines += ["## Training", "", "| | |", "|---|---|"]
     lines += [
         f"| {key} | {_cell(value)} |"
         for key, value in {
-            "updates": f"{state['step']:,}",
-            task.positions: f"{state['tokens']:,}",
-            "seconds": f"{state['elapsed']:,.0f}",
+            "updates": f"{state.step:,}",
+            task.positions: f"{state.tokens:,}",
+            "seconds": f"{state.elapsed:,.0f}",
             "optimizer": options["optimizer"],
-            "learning rate": resolved["learning_rate"],
-            "batch": f"{resolved['batch_size']} rows of at most {config.shape.context} "
+            "learning rate": resolved.learning_rate,
+            "batch": f"{resolved.batch_size} rows of at most {config.shape.context} "
             f"{task.positions}",
-            "precision": resolved["precision"],
-            "hardware": training["hardware"]["name"],
+            "precision": resolved.precision,
+            "hardware": training.hardware.name,
             "seed": options["seed"],
         }.items()
     ]
-    measure = data.get("measure", "tokens")
-    lines += [
-        "",
-        "## Data",
-        "",
-        f"| split | {data['unit']} | bytes | {measure} |",
-        "|---|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {split} | {part['units']:,} | {part['bytes']:,} | {part['tokens']:,} |"
-        for split, part in data["splits"].items()
-    ]
-    ledger = data["ledger"]
-    lines += [
-        "",
-        "| ledger | rows | bytes |",
-        "|---|---:|---:|",
-        f"| came in | {ledger['in']['rows']:,} | {ledger['in']['bytes']:,} |",
-    ]
-    lines += [
-        f"| {kind} {reason} | {entry['rows']:,} | {entry['bytes']:,} |"
-        for kind in ("dropped", "removed")
-        for reason, entry in ledger[kind].items()
-    ]
-    lines.append(f"| kept | {ledger['kept']['rows']:,} | {ledger['kept']['bytes']:,} |")
-    names = [item["name"] for item in data["recipe"]["inputs"]]
+    header, splits = splits_table(data)
+    lines += ["", "## Data", "", _row(header), "|---|---:|---:|---:|", *map(_row, splits)]
+    lines += ["", "| ledger | rows | bytes |", "|---|---:|---:|"]
+    lines += map(_row, ledger_rows(data.ledger))
+    names = [item.name for item in data.recipe.inputs]
     shown = ", ".join(map(code, names[:10]))
     lines += ["", f"Sources: {shown}" + (f" and {len(names) - 10:,} more" if names[10:] else "")]
     lines += ["", "## Proof", "", *_proof(receipt), ""]
-    if effect := receipt.get("precision"):
+    if effect := receipt.precision:
         low, full = (
-            "–" if effect[name] is None else f"{effect[name]:.5g}"
-            for name in (effect["name"], "fp32")
+            "–" if value is None else f"{value:.5g}" for value in (effect.value, effect.fp32)
         )
-        where = f"the first {effect['terms']:,} targets of the {receipt['split']} split"
-        lines += [f"Answers in {effect['name']}: {effect['metric']} {low} where fp32 has {full},"]
+        where = f"the first {effect.terms:,} targets of the {receipt.split} split"
+        lines += [f"Answers in {effect.name}: {effect.metric} {low} where fp32 has {full},"]
         lines += [f"on {where}.", ""]
     lines += [
-        f"- data `{data['fingerprint']}`",
-        f"- training `{training['fingerprint']}`",
-        f"- weights `{receipt['weights']}`",
+        f"- data `{data.fingerprint}`",
+        f"- training `{training.fingerprint}`",
+        f"- weights `{receipt.weights}`",
         "",
     ]
     return "\n".join(lines)
 
 
-def _what(task: Task, config: ModelConfig, training: Mapping[str, Any]) -> str:
+def _what(task: Task, config: ModelConfig, training: RunConfig) -> str:
     """The model in a sentence: its family and size, what it reads, and where its weights began."""
-    shape, objective = config.shape, training["options"].get("objective")
+    shape, objective = config.shape, training.options.get("objective")
     if picture := shape.picture:
         kind = "grey" if picture.channels == 1 else "coloured"
         reads = f"{kind} images of {picture.size} × {picture.size} pixels"
@@ -129,9 +115,9 @@ def _what(task: Task, config: ModelConfig, training: Mapping[str, Any]) -> str:
         reads = f"at most {shape.context:,} {task.positions} at once, of {shape.vocabulary:,} kinds"
     gives = f", one of {shape.classes:,} classes" if shape.classes else ""
     start = "from scratch"
-    if training.get("origin"):
-        digest = str(training["options"].get("from_", ""))[:12]
-        start = f"from the weights of {code(str(training['origin']))} (`{digest}`)"
+    if training.origin:
+        digest = str(training.options.get("from_", ""))[:12]
+        start = f"from the weights of {code(training.origin)} (`{digest}`)"
     return (
         f"A {config.family} of {config.parameters():,} weights ({config.layers} layers, width "
         f"{config.width}) for the task `{task.name}`"
@@ -140,19 +126,18 @@ def _what(task: Task, config: ModelConfig, training: Mapping[str, Any]) -> str:
     )
 
 
-def _proof(receipt: Mapping[str, Any]) -> list[str]:
+def _proof(receipt: Receipt) -> list[str]:
     """How the bundle was compared with the checkpoint, by each loader."""
     lines = []
-    for loader in ("bigmodel", "transformers"):
-        proof = receipt[loader]
-        if "largest_logit_difference" not in proof:
-            lines.append(f"- {loader}: {proof['proof']}")
+    for loader, proof in receipt.proofs.items():
+        if proof.largest_logit_difference is None:
+            lines.append(f"- {loader}: {proof.proof}")
             continue
         lines.append(
-            f"- {proof.get('loader', loader)}, on {proof['texts']} rows of the {receipt['split']} "
+            f"- {proof.loader or loader}, on {proof.texts} rows of the {receipt.split} "
             f"split: largest logit difference from the checkpoint "
-            f"{proof['largest_logit_difference']:.1e}, {proof['greedy_identical']} of "
-            f"{proof['greedy_tokens']} most likely answers the same"
+            f"{proof.largest_logit_difference:.1e}, {proof.greedy_identical} of "
+            f"{proof.greedy_tokens} most likely answers the same"
         )
     return lines
 
@@ -166,26 +151,29 @@ def code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def _cell(value: Any) -> str:
     """A value as a cell of a table in Markdown."""
     return escape(str(value)).replace("|", "\\|").replace("\n", " ").replace("`", "&#96;")
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
-    count = next(iter(evaluation["metrics"].values()))["n"]
-    scored = evaluation["protocol"].get("sample") or f"{count:,} {evaluation['unit']}"
+def _evaluation(evaluation: Evaluation) -> list[str]:
+    sample = evaluation.protocol.get("sample")
+    scored = sample or f"{evaluation.count:,} {evaluation.unit}"
     lines = [
-        f"On the {evaluation['split']} split, {scored}:",
+        f"On the {evaluation.split} split, {scored}:",
         "",
         "| metric | model | 95 % interval | strongest baseline | model is |",
         "|---|---:|---:|---:|---:|",
     ]
-    for metric, entry in evaluation["metrics"].items():
-        base = evaluation["baseline"].get(metric)
-        low, high = entry["low"], entry["high"]
-        interval = "–" if low is None else f"{low:.4f} – {high:.4f}"
-        value = "–" if entry["value"] is None else f"{entry['value']:.4f}"
-        against = "–" if base is None else f"{base['value']:.4f} ({base['name']})"
-        verdict = "" if base is None else base.get("model_is", "")
+    for metric, entry in evaluation.metrics.items():
+        base = evaluation.baseline.get(metric)
+        interval = "–" if entry.low is None else f"{entry.low:.4f} – {entry.high:.4f}"
+        value = "–" if entry.value is None else f"{entry.value:.4f}"
+        against = "–" if base is None else f"{base.value:.4f} ({base.name})"
+        verdict = "" if base is None else base.model_is or ""
         lines.append(f"| {metric} | {value} | {interval} | {against} | {verdict} |")
     return [*lines, ""]

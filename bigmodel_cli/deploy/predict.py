@@ -35,10 +35,10 @@ class Predictor:
         self.manifest = bundle.read(folder)
         try:
             self.task = load_task(folder, HINT)
-            config = ModelConfig.from_json(self.manifest["model"])
-            self.name = str(self.manifest["name"])
-            layout = self.manifest["layout"]
-            own = str(self.manifest.get("precision", "fp32"))  # which older bundles do not say
+            config = ModelConfig.from_json(self.manifest.model)
+            self.name = self.manifest.name
+            layout = self.manifest.layout
+            own = self.manifest.precision
             shape = self.task.shape()
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise ArtifactError(f"the bundle `{folder}` is corrupt: {error!r}", HINT) from None

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from bigmodel_cli.artifacts.records import Effect, Proof
 from bigmodel_cli.errors import BigmodelError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ def compare(
     forward: Callable[..., Tensor],
     write: Continue,
     what: str,
-) -> dict[str, Any]:
+) -> Proof:
     """Compares the logits of `inputs`, and the greedy continuations of the first halves of texts.
 
     forward: gives logits as the reference does; write: (1, T) token ids and a number → as many
@@ -57,20 +60,20 @@ def compare(
                 a, b = ours.argmax(-1).flatten().tolist(), theirs.argmax(-1).flatten().tolist()
             same += sum(x == y for x, y in zip(a, b)) if len(a) == len(b) else 0
             total += len(a)
-    result = {
-        "texts": len(inputs),
-        "tokens": sum(_length(each, reference) for each in inputs),
-        "largest_logit_difference": largest,
-        "greedy_tokens": total,
-        "greedy_identical": same,
-    }
     if not largest <= TOLERANCE or same < total:
         raise BigmodelError(
             f"{what} does not answer as the checkpoint does: logits differ by {largest:.2g}, "
             f"{same} of {total} greedy tokens are the same",
             "the bundle was not written; please report it",
         )
-    return result
+    return Proof(
+        proof="passed",
+        texts=len(inputs),
+        tokens=sum(_length(each, reference) for each in inputs),
+        largest_logit_difference=largest,
+        greedy_tokens=total,
+        greedy_identical=same,
+    )
 
 
 def _length(inputs: Mapping[str, Tensor], model: SequenceModel) -> int:
@@ -81,10 +84,10 @@ def _length(inputs: Mapping[str, Tensor], model: SequenceModel) -> int:
 
 def answers(
     task: Task, reference: SequenceModel, again: SequenceModel, requests: Sequence[Request]
-) -> dict[str, int]:
-    """Compares whole answers. Raises BigmodelError when they are not the same."""
+) -> int:
+    """Compares whole answers; gives how many. Raises BigmodelError when they are not the same."""
     if not requests:
-        return {}
+        return 0
     ours, theirs = (
         {index: whole for index, _, whole in task.answer(model, requests) if whole is not None}
         for model in (reference, again)
@@ -96,7 +99,7 @@ def answers(
             "are the same",
             "the bundle was not written; please report it",
         )
-    return {"answers": len(requests), "answers_identical": same}
+    return same
 
 
 def greedy(model: SequenceModel) -> Continue:
@@ -111,9 +114,7 @@ def greedy(model: SequenceModel) -> Continue:
     return write
 
 
-def effect(
-    task: Task, model: SequenceModel, precision: str, split: Split, rows: int
-) -> dict[str, Any]:
+def effect(task: Task, model: SequenceModel, precision: str, split: Split, rows: int) -> Effect:
     """What fewer bits cost: the task's headline metric on held-out text, in fp32 and so; None where
     it is not a number. rows: most of them at a time."""
     import copy
@@ -137,7 +138,7 @@ def effect(
                 terms += batch.terms
         value = float(metric.value(sums))
         values[name] = value if math.isfinite(value) else None
-    return {"name": precision, "metric": metric.name, "terms": terms // 2, **values}
+    return Effect(name=precision, metric=metric.name, terms=terms // 2, **values)
 
 
 def transformers_proof(
@@ -145,14 +146,16 @@ def transformers_proof(
     reference: SequenceModel,
     inputs: Sequence[Mapping[str, Tensor]],
     texts: Sequence[Any],
-) -> dict[str, Any]:
+) -> Proof:
     """Loads the bundle as any user of transformers would, and compares. `texts`: those (or
     dialogues) whose ids its tokenizer must give as ours does, the first one being <|endoftext|>.
 
     Where transformers is not installed, the proof is not run, and says so.
     """
     if importlib.util.find_spec("transformers") is None:
-        return {"proof": "not run: transformers is not installed (pip install 'bigmodel[export]')"}
+        return Proof(
+            proof="not run: transformers is not installed (pip install 'bigmodel[export]')"
+        )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is all that it needs
     import transformers
 
@@ -191,10 +194,9 @@ def transformers_proof(
         return model(tokens_BT).logits  # type: ignore[no-any-return]
 
     result = compare(reference, inputs, forward, write, "transformers")
-    return {
-        "proof": "passed",
-        "loader": f"transformers {transformers.__version__}",
-        "loading_info": "empty",
-        "tokenizer_identical": True,
-        **result,
-    }
+    return replace(
+        result,
+        loader=f"transformers {transformers.__version__}",
+        loading_info="empty",
+        tokenizer_identical=True,
+    )

@@ -8,9 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.artifacts import checkpoint, forms, manifest
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from bigmodel_cli.artifacts import checkpoint, manifest
 from bigmodel_cli.artifacts.bundle import CARD, RECEIPT
 from bigmodel_cli.artifacts.bundle import FILE as BUNDLE
+from bigmodel_cli.artifacts.records import (
+    Bundle,
+    CheckpointState,
+    DataManifest,
+    Effect,
+    Evaluation,
+    Proof,
+    Receipt,
+    RunConfig,
+)
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import DeployConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError, StoppedError
@@ -28,7 +41,7 @@ class Deployed:
     """The bundle's folder and receipt, and whether it was up to date."""
 
     folder: Path
-    receipt: dict[str, Any]
+    receipt: Receipt
     layout: str
     fresh: bool
 
@@ -48,7 +61,7 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
             (place.folder / ASIDE).replace(place.bundle)  # killed while it was swapped
         shutil.rmtree(place.folder / ASIDE, ignore_errors=True)  # or just after
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
-        weights = state["files"][checkpoint.MODEL]["sha256"]
+        weights = state.weights
         evaluation = _evaluation(place, weights, context)
         recipe = {
             "stage": "deploy",
@@ -56,20 +69,20 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
             "options": {
                 k: v for k, v in identity(config).items() if k != "checkpoint" and (k, v) != UNSAID
             },
-            "evaluation": evaluation["fingerprint"] if evaluation else None,
+            "evaluation": evaluation.fingerprint if evaluation else None,
             "prover": _transformers_version(),
         }
-        print_ = manifest.fingerprint(recipe)
-        old = _old(place.bundle, print_) if not config.force else None
+        fingerprint = manifest.fingerprint(recipe)
+        old = _old(place.bundle, fingerprint) if not config.force else None
         if old:
             return old
-        if training["data_fingerprint"] != data["fingerprint"]:
+        if training.data_fingerprint != data.fingerprint:
             raise ArtifactError(
                 f"run `{name}` was trained on other data than are in `{workdir.data}` now",
                 "train on these: bigmodel train --restart, or another --run",
             )
         return _build(
-            path, state, training, data, evaluation, print_, config.precision, workdir, place,
+            path, state, training, data, evaluation, fingerprint, config.precision, workdir, place,
             context,
         )  # fmt: skip
 
@@ -83,44 +96,44 @@ def _transformers_version() -> str | None:
         return None
 
 
-def _evaluation(place: Run, weights: str, context: Context) -> dict[str, Any] | None:
+def _evaluation(place: Run, weights: str, context: Context) -> Evaluation | None:
     """The evaluation of these very weights, if there is one."""
     if not place.evaluation.exists():
         return None
     try:
-        document = manifest.read_json(place.evaluation, "evaluation", "", forms.EVALUATION)
+        found = manifest.read_record(place.evaluation, Evaluation, "evaluation", "")
     except FormatError:
         raise
     except BigmodelError as error:
         context.warn(f"{error.message}; the model counts as not evaluated")
         return None
-    return document if document.get("weights") == weights else None
+    return found if found.weights == weights else None
 
 
 def _old(folder: Path, fingerprint: str) -> Deployed | None:
     try:
-        document = manifest.read_json(folder / BUNDLE, "bundle", "", forms.BUNDLE)
-        if document["fingerprint"] != fingerprint:
+        bundle = manifest.read_record(folder / BUNDLE, Bundle, "bundle", "")
+        if bundle.fingerprint != fingerprint:
             return None
-        for name, info in document["files"].items():
-            if (folder / name).stat().st_size != info["bytes"]:
+        for name, info in bundle.files.items():
+            if (folder / name).stat().st_size != info.bytes:
                 return None
-        receipt = manifest.read_json(folder / RECEIPT, "receipt", "", forms.RECEIPT)
+        receipt = manifest.read_record(folder / RECEIPT, Receipt, "receipt", "")
     except FormatError:
         raise
-    except (BigmodelError, OSError, KeyError):
+    except (BigmodelError, OSError):
         return None
-    return Deployed(folder, receipt, document["layout"], fresh=True)
+    return Deployed(folder, receipt, bundle.layout, fresh=True)
 
 
 def _build(
     path: Path,
-    state: Mapping[str, Any],
-    training: Mapping[str, Any],
-    data: Mapping[str, Any],
-    evaluation: dict[str, Any] | None,
+    state: CheckpointState,
+    training: RunConfig,
+    data: DataManifest,
+    evaluation: Evaluation | None,
     fingerprint: str,
-    precision: str,
+    precision: Any,
     workdir: Workdir,
     place: Run,
     context: Context,
@@ -136,9 +149,11 @@ def _build(
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.tasks.text import TextTask
 
-    manifest.check_files(place.preprocessor, training["codec"], "preprocessor", PREPROCESSOR_HINT)
+    manifest.check_files(
+        place.preprocessor, training.preprocessor, "preprocessor", PREPROCESSOR_HINT
+    )
     task = load_task(place.preprocessor, PREPROCESSOR_HINT)
-    shape = ModelConfig.from_json(training["model"])
+    shape = ModelConfig.from_json(training.model)
     check(shape, precision, "cpu")
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     model = build(shape, weights, str(path))
@@ -160,44 +175,46 @@ def _build(
         context.note(f"this {shape.family} is loadable by bigmodel alone")
     context.emit(Progress("write", 0, None, ""))
     checkpoint.save_tensors(staging / checkpoint.MODEL, exported)
-    receipt = _receipt(model, task, staging, portable, data, workdir, context)
+    held_out, *proofs = _proofs(model, task, staging, portable, data, workdir, context)
+    cost: Effect | UnsetType = UNSET
     if precision != "fp32":
-        split = Split(workdir.data, data["splits"][receipt["split"]]["shards"])
-        rows = training["resolved"]["micro_batch"]  # what training found room for
-        receipt["precision"] = effect(task, model, precision, split, rows)
-    receipt |= {
-        "run": place.name,
-        "checkpoint": path.name,
-        "weights": state["files"][checkpoint.MODEL]["sha256"],
-        "evaluated": evaluation is not None,
+        split = Split(workdir.data, data.splits[held_out].shards)
+        rows = training.resolved.micro_batch  # what training found room for
+        cost = effect(task, model, precision, split, rows)
+    receipt = Receipt(
+        split=held_out,
+        bigmodel=proofs[0],
+        transformers=proofs[1],
+        precision=cost,
+        run=place.name,
+        checkpoint=path.name,
+        weights=state.weights,
+        evaluated=evaluation is not None,
         # figures of unlike precisions agree to rounding
-        "evaluated_in": evaluation["environment"].get("precision") if evaluation else None,
-        "answers_in": precision,
-    }
-    manifest.write_json(staging / RECEIPT, receipt)
+        evaluated_in=evaluation.environment.get("precision") if evaluation else None,
+        answers_in=precision,
+    )
+    manifest.write_record(staging / RECEIPT, receipt)
     text = card(name, task, shape, training, state, data, evaluation, receipt, portable)
     manifest.write_atomic(staging / CARD, text.encode())
     files = {p.name: manifest.file_info(p) for p in sorted(staging.iterdir()) if p.name != BUNDLE}
-    manifest.write_json(
-        staging / BUNDLE,
-        {
-            "name": name,
-            "task": task.name,
-            "model": shape.to_json(),
-            "layout": "huggingface" if portable else "native",
-            "precision": precision,
-            "fingerprint": fingerprint,
-            "training": training["fingerprint"],
-            "data_fingerprint": data["fingerprint"],
-            "files": files,
-        },
+    bundle = Bundle(
+        name=name,
+        task=task.name,
+        model=shape.to_json(),
+        layout="huggingface" if portable else "native",
+        precision=precision,
+        fingerprint=fingerprint,
+        training=training.fingerprint,
+        data_fingerprint=data.fingerprint,
+        files=files,
     )
+    manifest.write_record(staging / BUNDLE, bundle)
     with context.stop.deferred():
         _publish(staging, place)
     if context.stop.requested:
         context.stop.raise_()
-    layout = "huggingface" if portable else "native"
-    return Deployed(place.bundle, receipt, layout, fresh=False)
+    return Deployed(place.bundle, receipt, bundle.layout, fresh=False)
 
 
 def _pretty(document: Mapping[str, Any]) -> bytes:
@@ -206,16 +223,17 @@ def _pretty(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def _receipt(
+def _proofs(
     model: Any,
     task: Task,
     staging: Path,
     portable: bool,
-    data: Mapping[str, Any],
+    data: DataManifest,
     workdir: Workdir,
     context: Context,
-) -> dict[str, Any]:
-    """Loads what was written, by both ways that users load it, and compares with the checkpoint."""
+) -> tuple[str, Proof, Proof]:
+    """Loads what was written, by both ways that users load it, and compares with the checkpoint on
+    a split, which is named."""
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.deploy import receipt
     from bigmodel_cli.models import qwen3
@@ -223,30 +241,22 @@ def _receipt(
     from bigmodel_cli.models.sequence import build
 
     context.emit(Progress("prove", 0, None, ""))
-    held_out = next((n for n in ("test", "val", "train") if data["splits"][n]["shards"]), "train")
-    split = Split(workdir.data, data["splits"][held_out]["shards"])
+    held_out = next((n for n in ("test", "val", "train") if data.splits[n].shards), "train")
+    split = Split(workdir.data, data.splits[held_out].shards)
     proof = task.proof(split, receipt.TEXTS)
     weights = checkpoint.load_tensors(staging / checkpoint.MODEL)
     if portable:
         weights = qwen3.native_weights(weights, model.config)
     again = lower(build(model.config, weights, str(staging)), "fp32")  # as `predict` has it
-    result: dict[str, Any] = {
-        "split": held_out,
-        "bigmodel": {
-            "proof": "passed",
-            **receipt.compare(model, proof.inputs, again, receipt.greedy(again), "the bundle"),
-            **receipt.answers(task, model, again, proof.requests),
-        },
-    }
+    own = receipt.compare(model, proof.inputs, again, receipt.greedy(again), "the bundle")
+    if same := receipt.answers(task, model, again, proof.requests):
+        own = replace(own, answers=len(proof.requests), answers_identical=same)
+    other = Proof(proof="none: loadable by bigmodel alone")
     if portable:
-        result["transformers"] = receipt.transformers_proof(
-            staging, model, proof.inputs, proof.texts
-        )
-    else:
-        result["transformers"] = {"proof": "none: loadable by bigmodel alone"}
-    if not str(result["transformers"]["proof"]).startswith(("passed", "none")):
-        context.warn(f"the proof with transformers was {result['transformers']['proof']}")
-    return result
+        other = receipt.transformers_proof(staging, model, proof.inputs, proof.texts)
+        if other.proof != "passed":
+            context.warn(f"the proof with transformers was {other.proof}")
+    return held_out, own, other
 
 
 def _publish(staging: Path, place: Run) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigmodel_cli.artifacts import forms, manifest
+from bigmodel_cli.artifacts import manifest
+from bigmodel_cli.artifacts.records import DifferenceRecord, EarlierEvaluation, Evaluation
 from bigmodel_cli.artifacts.statistics import Statistics, UnitStatistics
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.evaluate.intervals import Difference, Draws, difference, interval, resample
@@ -27,7 +28,7 @@ class Earlier:
     """An evaluation to compare with. statistics: of its units, if they are still there."""
 
     path: Path
-    document: Mapping[str, Any]
+    evaluation: EarlierEvaluation
     statistics: UnitStatistics | None
     why: str  # there are none
 
@@ -35,15 +36,15 @@ class Earlier:
     def read(name: str) -> Earlier:
         """Raises ArtifactError."""
         path = Path(name)
-        document = manifest.read_json(
+        document = manifest.read_record(
             path,
+            EarlierEvaluation,
             "earlier evaluation",
             "give --against an evaluation.json",
-            {"statistics?": forms.FILE},
             regular=False,
         )
         beside = path.with_suffix(".safetensors")
-        info = document.get("statistics")
+        info = document.statistics
         if info is None:
             return Earlier(path, document, None, "was made without statistics of single units")
         if not beside.exists():
@@ -71,8 +72,8 @@ class Figures:
     """The figures of a model, its baselines and an earlier evaluation; those of the same units with
     the same draws, once `resample` made them."""
 
-    def __init__(self, metrics: Sequence[Metric], document: Mapping[str, Any]) -> None:
-        self.metrics, self.document = metrics, document
+    def __init__(self, metrics: Sequence[Metric], evaluation: Evaluation) -> None:
+        self.metrics, self.evaluation = metrics, evaluation
         self.draws: dict[str, Draws] = {}
         self.count = self.seed = 0
         self.earlier: Earlier | None = None
@@ -87,13 +88,13 @@ class Figures:
         """Draws units. Raises UsageError when the earlier evaluation scored other ones."""
         scored = {MODEL: own.model}
         scored |= {f"baseline {name}": part for name, part in own.baselines.items()}
-        if earlier and (before := _aligned(own, self.document, earlier)):
+        if earlier and (before := _aligned(own, self.evaluation, earlier)):
             scored[PREVIOUS] = before
         self.count, self.seed, self.earlier = own.model.units, seed, earlier
         self.draws = resample(scored, self.metrics, seed, progress)
 
     def value(self, metric: str) -> float:
-        value = self.document["metrics"][metric]["value"]
+        value = self.evaluation.metrics[metric].value
         return math.nan if value is None else float(value)
 
     def interval(self, metric: str) -> tuple[float | None, float | None]:
@@ -103,10 +104,10 @@ class Figures:
         """The figure that a rule means. Raises UsageError, ArtifactError."""
         if source == PREVIOUS:
             return self._previous(next(m for m in self.metrics if m.name == metric))
-        entry = self.document["baseline"].get(metric)
+        entry = self.evaluation.baseline.get(metric)
         if entry is None:
             raise UsageError(f"no baseline gives `{metric}`", "compare with a number")
-        return Other(entry["value"], self.draws[f"baseline {entry['name']}"].get(metric))
+        return Other(entry.value, self.draws[f"baseline {entry.name}"].get(metric))
 
     def difference(
         self, metric: str, other: Other, factor: float = 1.0, shift: float = 0.0
@@ -122,27 +123,27 @@ class Figures:
         found = difference(value, bound, self.count, ours, theirs * factor + shift)
         return found, other.draws is not None
 
-    def against_baseline(self, metric: Metric) -> dict[str, Any]:
+    def against_baseline(self, metric: Metric) -> tuple[DifferenceRecord, str]:
         """The difference to the strongest baseline, and what it says of the model."""
         found, _ = self.difference(metric.name, self.other("baseline", metric.name))
         worse, better = (found.most < 0, found.least > 0)
         if not metric.higher_is_better:
             worse, better = better, worse
         model_is = "better" if better else "worse" if worse else "unclear"
-        return {"difference": found.to_json(), "model_is": model_is}
+        return found.record(), model_is
 
     def _previous(self, metric: Metric) -> Other:
         assert self.earlier is not None
-        theirs = self.earlier.document
+        protocol = self.earlier.evaluation.protocol
         try:
-            entry, protocol = theirs["metrics"][metric.name], theirs["protocol"]
+            entry = self.earlier.evaluation.metrics[metric.name]
             value, low, high = (entry[key] for key in ("value", "low", "high"))
-            if not isinstance(protocol, dict) or not _number(value):
+            if not _number(value):
                 raise TypeError
         except (KeyError, TypeError):
             raise ArtifactError(f"the earlier evaluation has no `{metric.name}`", ANOTHER) from None
         paired = PREVIOUS in self.draws
-        ours = self.document["protocol"]
+        ours = self.evaluation.protocol
         # the same units are the same data, in whatever order, beside whatever else
         ignored = {*metric.ignores, *(["data"] if paired else [])}
         differing = [
@@ -166,21 +167,18 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _aligned(
-    own: UnitStatistics, document: Mapping[str, Any], earlier: Earlier
-) -> Statistics | None:
+def _aligned(own: UnitStatistics, evaluation: Evaluation, earlier: Earlier) -> Statistics | None:
     """The earlier statistics in the order of our units; None if there are none, or of other
     metrics. Raises UsageError if they are of other units."""
     theirs = earlier.statistics
     if theirs is None or theirs.model.columns != own.model.columns:
         return None
-    protocols = document["protocol"], earlier.document.get("protocol")
-    if isinstance(protocols[1], dict) and _retold(protocols[0], protocols[1], own, theirs):
+    if _retold(evaluation.protocol, earlier.evaluation.protocol, own, theirs):
         return theirs.model
     common = np.intersect1d(own.ids, theirs.ids, assume_unique=True)
     if not len(common) == len(own.ids) == len(theirs.ids):
         raise UsageError(
-            f"`{earlier.path}` scored other {document['unit']}: {len(common):,} of its "
+            f"`{earlier.path}` scored other {evaluation.unit}: {len(common):,} of its "
             f"{len(theirs.ids):,} are among the {len(own.ids):,} of this evaluation",
             "evaluate both on the same data, with the same --split, --limit and --seed",
         )

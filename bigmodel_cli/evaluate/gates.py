@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.artifacts.records import GateRecord
 from bigmodel_cli.errors import UsageError, did_you_mean
 from bigmodel_cli.tasks import Metric
 
@@ -112,7 +113,7 @@ def wrong_way(rules: Sequence[Rule], metrics: Sequence[Metric]) -> list[str]:
     ]
 
 
-def judge(rules: Sequence[Rule], figures: Figures) -> list[dict[str, Any]]:
+def judge(rules: Sequence[Rule], figures: Figures) -> list[GateRecord]:
     """Each rule's verdict: rule, passed, value, bound, the difference of these (`low`, `high`: its
     bounds of 95 % confidence each), and whether that was paired, unit by unit.
 
@@ -121,7 +122,7 @@ def judge(rules: Sequence[Rule], figures: Figures) -> list[dict[str, Any]]:
     return [_judge(rule, figures) for rule in rules]
 
 
-def _judge(rule: Rule, figures: Figures) -> dict[str, Any]:
+def _judge(rule: Rule, figures: Figures) -> GateRecord:
     from bigmodel_cli.evaluate.intervals import Difference
 
     value = figures.value(rule.metric)
@@ -136,14 +137,14 @@ def _judge(rule: Rule, figures: Figures) -> dict[str, Any]:
         found, paired = figures.difference(rule.metric, theirs, rule.factor, rule.shift)
         passed = _holds(rule, found)
     known = not math.isnan(value)
-    return {
-        "rule": rule.text,
-        "passed": passed and known,
-        "value": value if known else None,
-        "bound": bound,
-        "difference": found.to_json() if known else None,
-        "paired": paired,
-    }
+    return GateRecord(
+        rule=rule.text,
+        passed=passed and known,
+        value=value if known else None,
+        bound=bound,
+        difference=found.record() if known else None,
+        paired=paired,
+    )
 
 
 def _holds(rule: Rule, found: Any) -> bool:

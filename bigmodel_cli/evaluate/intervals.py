@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bigmodel_cli.artifacts.records import DifferenceRecord
 from bigmodel_cli.artifacts.statistics import Statistics
 from bigmodel_cli.tasks import Metric
 
@@ -84,8 +85,8 @@ class Difference:
     low: float | None
     high: float | None
 
-    def to_json(self) -> dict[str, float | None]:
-        return asdict(self)
+    def record(self) -> DifferenceRecord:
+        return DifferenceRecord(value=self.value, low=self.low, high=self.high)
 
     @property
     def least(self) -> float:

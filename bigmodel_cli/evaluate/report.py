@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
 from html import escape
-from typing import Any
 
+from bigmodel_cli.artifacts.records import DataManifest, Evaluation, GateRecord, Sample
+from bigmodel_cli.artifacts.tables import ledger_rows, splits_table
 from bigmodel_cli.artifacts.workdir import Run
 
 POINTS = 1000  # of the training curve
@@ -40,38 +40,35 @@ def figure(value: float | None) -> str:
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
-def rows(document: Mapping[str, Any]) -> list[list[str]]:
+def rows(evaluation: Evaluation) -> list[list[str]]:
     """The table's cells: metric, value, interval, strongest baseline, and whether the model is
     better or worse by the interval of the difference, or unclear."""
     found = []
-    for name, metric in document["metrics"].items():
-        baseline = document["baseline"].get(name)
-        interval = (
-            f"{figure(metric['low'])} – {figure(metric['high'])}"
-            if metric["low"] is not None
-            else "–"
-        )
-        against = f"{figure(baseline['value'])} ({baseline['name']})" if baseline else "–"
-        verdict = baseline.get("model_is", "") if baseline else ""
-        found.append([name, figure(metric["value"]), interval, against, verdict])
+    for name, metric in evaluation.metrics.items():
+        baseline = evaluation.baseline.get(name)
+        known = metric.low is not None
+        interval = f"{figure(metric.low)} – {figure(metric.high)}" if known else "–"
+        against = f"{figure(baseline.value)} ({baseline.name})" if baseline else "–"
+        verdict = baseline.model_is or "" if baseline else ""
+        found.append([name, figure(metric.value), interval, against, verdict])
     return found
 
 
 HEADER = ["metric", "model", "95 % interval", "strongest baseline", "model is"]
 
 
-def gate_text(gate: Mapping[str, Any]) -> str:
+def gate_text(gate: GateRecord) -> str:
     """One gate's verdict in words."""
-    verdict = "passed" if gate["passed"] else "FAILED"
-    text = f"{verdict}  {gate['rule']}  ({figure(gate['value'])} against {figure(gate['bound'])}"
-    difference = gate["difference"]
-    if difference is None:
+    verdict = "passed" if gate.passed else "FAILED"
+    text = f"{verdict}  {gate.rule}  ({figure(gate.value)} against {figure(gate.bound)}"
+    difference = gate.difference
+    if difference is None or difference.value is None:
         return text + ")"
-    text += f", difference {change(difference['value'])}"
-    if difference["low"] is not None:
-        text += f", with 95 % confidence above {change(difference['low'])}"
-        text += f" and below {change(difference['high'])}"
-        text += ", paired by unit" if gate["paired"] else ", not paired"
+    text += f", difference {change(difference.value)}"
+    if difference.low is not None and difference.high is not None:
+        text += f", with 95 % confidence above {change(difference.low)}"
+        text += f" and below {change(difference.high)}"
+        text += ", paired by unit" if gate.paired else ", not paired"
     return text + ")"
 
 
@@ -86,93 +83,73 @@ def change(value: float) -> str:
     )
 
 
-def title(document: Mapping[str, Any]) -> str:
-    count = next(iter(document["metrics"].values()))["n"]
+def title(evaluation: Evaluation) -> str:
     return (
-        f"{document['run']} · {document['checkpoint']} · {document['split']} split, "
-        f"{count:,} {document['unit']}"
+        f"{evaluation.run} · {evaluation.checkpoint} · {evaluation.split} split, "
+        f"{evaluation.count:,} {evaluation.unit}"
     )
 
 
-def markdown(document: Mapping[str, Any]) -> str:
+def markdown(evaluation: Evaluation) -> str:
     """The figures as Markdown, for GITHUB_STEP_SUMMARY."""
-    lines = [f"### bigmodel evaluate: {title(document)}", ""]
+    lines = [f"### bigmodel evaluate: {title(evaluation)}", ""]
     lines.append("| " + " | ".join(HEADER) + " |")
     lines.append("|---|" + "---:|" * (len(HEADER) - 1))
-    lines += ["| " + " | ".join(row) + " |" for row in rows(document)]
-    if document["gates"]:
+    lines += ["| " + " | ".join(row) + " |" for row in rows(evaluation)]
+    if evaluation.gates:
         lines.append("")
-        for gate in document["gates"]:
-            mark = "✅" if gate["passed"] else "❌"
-            lines.append(f"- {mark} `{gate['rule']}`: {gate_text(gate).split('  ')[-1]}")
+        for gate in evaluation.gates:
+            mark = "✅" if gate.passed else "❌"
+            lines.append(f"- {mark} `{gate.rule}`: {gate_text(gate).split('  ')[-1]}")
     return "\n".join(lines) + "\n\n"
 
 
-def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> str:
+def html(evaluation: Evaluation, data: DataManifest, place: Run) -> str:
     """The page, complete in itself: no script, nothing loaded from elsewhere."""
     parts = [
-        f"<h1>{escape(document['run'])}</h1><p class=lead>{escape(document['task'])} · "
-        f"{escape(title(document).partition(' · ')[2])}</p>",
-        _table(HEADER, rows(document)),
+        f"<h1>{escape(evaluation.run)}</h1><p class=lead>{escape(evaluation.task)} · "
+        f"{escape(title(evaluation).partition(' · ')[2])}</p>",
+        _table(HEADER, rows(evaluation)),
     ]
-    if document["gates"]:
+    if evaluation.gates:
         items = "".join(
-            f"<li class={'good' if g['passed'] else 'bad'}>{escape(gate_text(g))}</li>"
-            for g in document["gates"]
+            f"<li class={'good' if gate.passed else 'bad'}>{escape(gate_text(gate))}</li>"
+            for gate in evaluation.gates
         )
         parts.append(f"<h2>Gates</h2><ul>{items}</ul>")
     curves = _curves(place)
     if curves:
         parts.append(f"<h2>Training</h2><div class=plot>{curves}</div>")
-    names = list(document["metrics"])
+    names = list(evaluation.metrics)
     parts.append("<h2>Baselines</h2>")
     parts.append(
         _table(
             ["baseline", *names],
-            [[n, *(figure(v.get(m)) for m in names)] for n, v in document["baselines"].items()],
+            [[n, *(figure(v.get(m)) for m in names)] for n, v in evaluation.baselines.items()],
         )
     )
-    for table in document.get("tables", []):
-        body = [[c if isinstance(c, str) else f"{c:,.4g}" for c in row] for row in table["rows"]]
-        parts.append(f"<h2>{escape(table['title'])}</h2>" + _table(table["header"], body))
-    if document["samples"]:
+    for table in evaluation.tables:
+        body = [[c if isinstance(c, str) else f"{c:,.4g}" for c in row] for row in table.rows]
+        parts.append(f"<h2>{escape(table.title)}</h2>" + _table(table.header, body))
+    if evaluation.samples:
         parts.append(
             "<h2>Samples</h2><p class=soft>The request is in bold, then comes the "
             "model's answer; below it, what was really there.</p>"
         )
         parts += [
-            f"<pre>{_picture(s)}<b>{escape(s['prompt'])}</b>{escape(s['output'].removeprefix(s['prompt']))}"
-            f"<br><br><span class=soft>really: {escape(s['reference'])}</span></pre>"
-            for s in document["samples"]
+            f"<pre>{_image(sample)}<b>{escape(sample.prompt)}</b>"
+            f"{escape(sample.output.removeprefix(sample.prompt))}"
+            f"<br><br><span class=soft>really: {escape(sample.reference)}</span></pre>"
+            for sample in evaluation.samples
         ]
-    parts.append("<h2>Data</h2>")
-    parts.append(
-        _table(
-            ["split", data["unit"], "bytes", data.get("measure", "tokens")],
-            [
-                [n, f"{s['units']:,}", f"{s['bytes']:,}", f"{s['tokens']:,}"]
-                for n, s in data["splits"].items()
-            ],
-        )
-    )
-    ledger = data["ledger"]
-    lost = [
-        [f"{kind} {reason}", f"{e['rows']:,}", f"{e['bytes']:,}"]
-        for kind in ("dropped", "removed")
-        for reason, e in ledger[kind].items()
-    ]
-    counted = [
-        ["came in", f"{ledger['in']['rows']:,}", f"{ledger['in']['bytes']:,}"],
-        *lost,
-        ["kept", f"{ledger['kept']['rows']:,}", f"{ledger['kept']['bytes']:,}"],
-    ]
-    parts.append("<h2>Ledger</h2>" + _table(["", "rows", "bytes"], counted))
+    parts.append("<h2>Data</h2>" + _table(*splits_table(data)))
+    parts.append("<h2>Ledger</h2>" + _table(["", "rows", "bytes"], ledger_rows(data.ledger)))
     proof = {
-        "evaluation": document["fingerprint"],
-        "weights": document["weights"],
-        "data": document["data_fingerprint"],
-        **document["protocol"],
-        **document["environment"],
+        "evaluation": evaluation.fingerprint,
+        "weights": evaluation.weights,
+        "data": evaluation.data_fingerprint,
+        **evaluation.protocol,
+        **evaluation.environment,
     }
     parts.append(
         "<h2>Provenance</h2>"
@@ -181,15 +158,15 @@ def html(document: Mapping[str, Any], data: Mapping[str, Any], place: Run) -> st
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(document['run'])}: evaluation</title><style>{STYLE}</style>"
+        f"<title>{escape(evaluation.run)}: evaluation</title><style>{STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
 
 
-def _picture(sample: Mapping[str, str]) -> str:
-    if "picture" not in sample:
+def _image(sample: Sample) -> str:
+    if not sample.picture:
         return ""
-    return f"<img alt='' height=112 src='{escape(sample['picture'], quote=True)}'><br>"
+    return f"<img alt='' height=112 src='{escape(sample.picture, quote=True)}'><br>"
 
 
 def _table(header: list[str], body: list[list[str]]) -> str:

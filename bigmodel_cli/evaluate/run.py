@@ -7,10 +7,22 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from bigmodel_cli import __version__
-from bigmodel_cli.artifacts import checkpoint, forms, manifest
+from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.records import (
+    BaselineRecord,
+    DataManifest,
+    Evaluation,
+    File,
+    MetricRecord,
+    RunConfig,
+    Sample,
+)
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError, StoppedError
@@ -35,18 +47,18 @@ PREPROCESSOR_HINT = "train again: bigmodel train --restart"
 class Evaluated:
     """The evaluation, and whether the scores were up to date already (gates never are)."""
 
-    document: dict[str, Any]
+    evaluation: Evaluation
     fresh: bool
 
     @property
     def passed(self) -> bool:
         """Whether every gate held."""
-        return all(gate["passed"] for gate in self.document["gates"])
+        return all(gate.passed for gate in self.evaluation.gates)
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """The value of each metric, by its name; the document has their intervals as well."""
-        return {name: metric["value"] for name, metric in self.document["metrics"].items()}
+    def metrics(self) -> dict[str, float | None]:
+        """The value of each metric, by its name; the evaluation has their intervals as well."""
+        return {name: metric.value for name, metric in self.evaluation.metrics.items()}
 
 
 def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -> Evaluated:
@@ -57,19 +69,19 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
     place = workdir.run(name)
     known = place.read_config()
     data = workdir.read_data()
-    if known["data_fingerprint"] != data["fingerprint"]:
+    if known.data_fingerprint != data.fingerprint:
         raise ArtifactError(
             f"run `{name}` was trained on other data than are in `{workdir.data}` now",
             "train on these: bigmodel train --restart, or another --run",
         )
-    if not data["splits"][config.split]["shards"]:
+    if not data.splits[config.split].shards:
         raise DataError(
             f"the {config.split} split is empty", "prepare with --test 0.05, or choose --split val"
         )
     from bigmodel_cli.evaluate import gates
     from bigmodel_cli.evaluate.compare import Figures
 
-    manifest.check_files(place.preprocessor, known["codec"], "preprocessor", PREPROCESSOR_HINT)
+    manifest.check_files(place.preprocessor, known.preprocessor, "preprocessor", PREPROCESSOR_HINT)
     task = load_task(place.preprocessor, PREPROCESSOR_HINT)
     metrics = (*task.answer_metrics(), *task.metrics())
     rules = gates.parse(config.require, metrics, bool(config.against))
@@ -81,38 +93,39 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         path, state = checkpoint.find(place.checkpoints, config.checkpoint)
         recipe = {
             "stage": "evaluate",
-            "weights": state["files"][checkpoint.MODEL]["sha256"],
-            "parent": data["fingerprint"],
+            "weights": state.weights,
+            "parent": data.fingerprint,
             "options": {k: v for k, v in identity(config).items() if k != "checkpoint"},
         }
-        print_ = manifest.fingerprint(recipe)
+        fingerprint = manifest.fingerprint(recipe)
         earlier = _earlier(config, rules, context)
-        document = _old(place, print_, context)
-        document = None if config.force else document
-        fresh = document is not None
-        shown = document["gates"] if document else None
+        old = _old(place, fingerprint, context)
+        old = None if config.force else old
         own = None
-        if document is None:
-            document, own = _score(config, task, path, known, data, print_, workdir, context)
-            document |= {"fingerprint": print_, "weights": recipe["weights"], "gates": []}
-        elif any(rule.source for rule in rules):
-            from bigmodel_cli.artifacts.statistics import UnitStatistics
+        if old is None:
+            evaluation, own = _score(
+                config, task, path, state.weights, known, data, fingerprint, workdir, context
+            )
+        else:
+            evaluation = old
+            if any(rule.source for rule in rules):
+                from bigmodel_cli.artifacts.statistics import UnitStatistics
 
-            own = UnitStatistics.read(place.statistics, document["statistics"])
-        figures = Figures(metrics, document)
+                own = UnitStatistics.read(place.statistics, _statistics(evaluation))
+        figures = Figures(metrics, evaluation)
         if own is not None:
             figures.resample(own, earlier, config.seed, _progress(context))
-        if own is not None and not fresh:
-            _complete(document, figures)
-            document["statistics"] = own.write(place.statistics)
-        document["gates"] = gates.judge(rules, figures)
-        if shown != document["gates"] or not place.report.exists():
+        if own is not None and old is None:
+            evaluation = _complete(evaluation, figures)
+            evaluation = replace(evaluation, statistics=own.write(place.statistics))
+        evaluation = replace(evaluation, gates=gates.judge(rules, figures))
+        if old is None or old.gates != evaluation.gates or not place.report.exists():
             from bigmodel_cli.evaluate.report import html
 
-            manifest.write_atomic(place.report, html(document, data, place).encode())
-        manifest.write_json(place.evaluation, document)  # last: it says that all are there
+            manifest.write_atomic(place.report, html(evaluation, data, place).encode())
+        manifest.write_record(place.evaluation, evaluation)  # last: it says that all are there
         place.partial.unlink(missing_ok=True)
-    return Evaluated(document, fresh)
+    return Evaluated(evaluation, old is not None)
 
 
 def _earlier(config: EvaluateConfig, rules: Sequence[Rule], context: Context) -> Earlier | None:
@@ -134,24 +147,32 @@ def _earlier(config: EvaluateConfig, rules: Sequence[Rule], context: Context) ->
     return earlier
 
 
-def _old(place: Run, fingerprint: str, context: Context) -> dict[str, Any] | None:
+def _old(place: Run, fingerprint: str, context: Context) -> Evaluation | None:
     """An evaluation of the same fingerprint, if it is whole."""
     if not place.evaluation.exists():
         return None
     try:
-        document = manifest.read_json(place.evaluation, "evaluation", "", forms.EVALUATION)
-        document.pop("schema")
-        if document.get("fingerprint") != fingerprint:
+        evaluation = manifest.read_record(place.evaluation, Evaluation, "evaluation", "")
+        if evaluation.fingerprint != fingerprint:
             return None
-        if not isinstance(document.get("statistics"), dict):
-            raise ArtifactError(f"`{place.evaluation}` has no statistics of single units")
-        manifest.check_file(place.statistics, document["statistics"], "evaluation's statistics", "")
+        what = "evaluation's statistics"
+        manifest.check_file(place.statistics, _statistics(evaluation), what, "")
     except FormatError:
         raise
     except BigmodelError as error:
         context.warn(f"{error.message}; scoring again")
         return None
-    return document
+    return evaluation
+
+
+def _statistics(evaluation: Evaluation) -> File:
+    """Raises ArtifactError where an evaluation has none."""
+    if evaluation.statistics is None:
+        raise ArtifactError(
+            f"the evaluation of run `{evaluation.run}` has no statistics of single units",
+            "evaluate again: bigmodel evaluate --force",
+        )
+    return evaluation.statistics
 
 
 def _progress(context: Context) -> Callable[[int], None]:
@@ -164,12 +185,13 @@ def _score(
     config: EvaluateConfig,
     task: Task,
     path: Path,
-    known: Mapping[str, Any],
-    data: Mapping[str, Any],
+    weights_id: str,
+    known: RunConfig,
+    data: DataManifest,
     fingerprint: str,
     workdir: Workdir,
     context: Context,
-) -> tuple[dict[str, Any], UnitStatistics]:
+) -> tuple[Evaluation, UnitStatistics]:
     """The evaluation without what draws give, and the statistics of its units."""
     context.emit(Progress("load", 0, None, ""))
     import numpy as np
@@ -184,13 +206,13 @@ def _score(
 
     device = set_up(config.device, config.threads)
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
-    model = build(ModelConfig.from_json(known["model"]), weights, str(path)).to(device)
+    model = build(ModelConfig.from_json(known.model), weights, str(path)).to(device)
     train, whole = (
-        Split(workdir.data, data["splits"][name]["shards"]) for name in ("train", config.split)
+        Split(workdir.data, data.splits[name].shards) for name in ("train", config.split)
     )
     split, sample = _sample(config, task, whole)
-    precision = known["resolved"]["precision"]  # what it was trained in
-    rows = min(ROWS, known["resolved"]["micro_batch"])  # what training found room for
+    precision = known.resolved.precision  # what it was trained in
+    rows = min(ROWS, known.resolved.micro_batch)  # what training found room for
     environment = {
         "bigmodel": __version__,
         "torch": torch.__version__,
@@ -200,8 +222,8 @@ def _score(
         "precision": precision,
     }
     key = {"evaluation": fingerprint, "rows": rows, "threads": torch.get_num_threads()}
-    key_ = manifest.fingerprint({**key, **environment})
-    partial = Partial(workdir.run(known["run"]).partial, key_, len(split), len(task.statistics))
+    partial_key = manifest.fingerprint({**key, **environment})
+    partial = Partial(workdir.run(known.run).partial, partial_key, len(split), len(task.statistics))
     if why := partial.load():
         context.warn(f"the stopped evaluation is not continued: {why}")
     elif partial.done:
@@ -219,42 +241,46 @@ def _score(
         name: _values(metrics, statistics.sums(), counts)
         for name, (statistics, counts) in partial.baselines.items()
     }
-    samples = []
+    samples: list[Sample] = []
     if config.samples:
         context.emit(Progress("samples", 0, None, ""))
-        samples = task.samples(model, split, config.samples, config.seed)
-    document = {
-        "task": task.name,
-        "run": known["run"],
-        "checkpoint": path.name,
-        "split": config.split,
-        "protocol": {
+        found = task.samples(model, split, config.samples, config.seed)
+        samples = msgspec.convert(found, list[Sample])
+    evaluation = Evaluation(
+        task=task.name,
+        run=known.run,
+        checkpoint=path.name,
+        split=config.split,
+        protocol={
             "task": task.name,
             "split": config.split,
-            "data": data["splits"][config.split]["content"],
+            "data": data.splits[config.split].content,
             **sample,
             **task.protocol(),
         },
-        "metrics": {
-            metric.name: {
-                "value": values[metric.name],
-                "low": None,
-                "high": None,
-                "n": len(split),
-                "higher_is_better": metric.higher_is_better,
-            }
+        metrics={
+            metric.name: MetricRecord(
+                value=values[metric.name],
+                low=None,
+                high=None,
+                n=len(split),
+                higher_is_better=metric.higher_is_better,
+            )
             for metric in metrics
         },
-        "unit": task.unit_name,
-        "measure": task.measure,
-        "baseline": strongest(metrics, baselines),
-        "baselines": baselines,
-        "tables": [dataclasses.asdict(t) for t in task.tables(own.model.sums(), partial.counts)],
-        "data_fingerprint": data["fingerprint"],
-        "samples": samples,
-        "environment": environment,
-    }
-    return document, own
+        unit=task.unit_name,
+        measure=task.measure,
+        baseline=strongest(metrics, baselines),
+        baselines=baselines,
+        tables=task.tables(own.model.sums(), partial.counts),
+        data_fingerprint=data.fingerprint,
+        samples=samples,
+        environment=environment,
+        fingerprint=fingerprint,
+        weights=weights_id,
+        gates=[],
+    )
+    return evaluation, own
 
 
 def _sample(config: EvaluateConfig, task: Task, split: Split) -> tuple[Split, dict[str, str]]:
@@ -265,17 +291,21 @@ def _sample(config: EvaluateConfig, task: Task, split: Split) -> tuple[Split, di
         return split, {}
     units = generator(UNITS, config.seed).permutation(len(split))[: config.limit]
     units.sort()
-    told = f"{len(units):,} of {len(split):,} {task.unit_name}, drawn by --seed {config.seed}"
-    return task.sample(split, units), {"sample": told}
+    described = f"{len(units):,} of {len(split):,} {task.unit_name}, drawn by --seed {config.seed}"
+    return task.sample(split, units), {"sample": described}
 
 
-def _complete(document: dict[str, Any], figures: Figures) -> None:
-    """Adds what draws give: the metrics' intervals, and how the model compares with baselines."""
+def _complete(evaluation: Evaluation, figures: Figures) -> Evaluation:
+    """With what draws give: the metrics' intervals, and how the model compares with baselines."""
+    metrics, baseline = dict(evaluation.metrics), dict(evaluation.baseline)
     for metric in figures.metrics:
-        entry = document["metrics"][metric.name]
-        entry["low"], entry["high"] = figures.interval(metric.name)
-        if entry["value"] is not None and metric.name in document["baseline"]:
-            document["baseline"][metric.name] |= figures.against_baseline(metric)
+        name = metric.name
+        low, high = figures.interval(name)
+        metrics[name] = replace(metrics[name], low=low, high=high)
+        if metrics[name].value is not None and name in baseline:
+            difference, model_is = figures.against_baseline(metric)
+            baseline[name] = replace(baseline[name], difference=difference, model_is=model_is)
+    return replace(evaluation, metrics=metrics, baseline=baseline)
 
 
 def _values(
@@ -287,12 +317,13 @@ def _values(
 
 def strongest(
     metrics: Sequence[Metric], baselines: Mapping[str, Mapping[str, float | None]]
-) -> dict[str, Any]:
+) -> dict[str, BaselineRecord]:
     """For each metric, the baseline that is hardest to beat."""
-    best: dict[str, Any] = {}
+    best: dict[str, BaselineRecord] = {}
     for metric in metrics:
-        values = [(v[metric.name], n) for n, v in baselines.items() if v[metric.name] is not None]
+        known = ((found[metric.name], name) for name, found in baselines.items())
+        values = [(value, name) for value, name in known if value is not None]
         if values and metric.compared:
             value, name = (max if metric.higher_is_better else min)(values)
-            best[metric.name] = {"value": value, "name": name}
+            best[metric.name] = BaselineRecord(value=value, name=name)
     return best

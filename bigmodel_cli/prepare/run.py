@@ -15,6 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.artifacts import manifest
+from bigmodel_cli.artifacts.records import (
+    Command,
+    DataManifest,
+    LedgerRecord,
+    Recipe,
+    Shard,
+    SplitRecord,
+    as_json,
+)
 from bigmodel_cli.artifacts.workdir import HashCache, Workdir, lock
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError, did_you_mean
@@ -33,7 +42,7 @@ FEW_UNITS = 30
 class Prepared:
     """The manifest, and whether it was up to date already."""
 
-    manifest: dict[str, Any]
+    manifest: DataManifest
     fresh: bool
 
 
@@ -110,28 +119,37 @@ def run(
             )
         described = [inputs.describe(source, choose, layout, context) for source in sources]
         layout.cache.save()
-        recipe = {
-            "stage": "prepare",
-            "rules": inputs.RULES,
-            "inputs": described,
-            "options": {**_options(config), "task": task.name, **task.identity()},
-        }
-        print_ = manifest.fingerprint(recipe)
+        recipe = Recipe(
+            rules=inputs.RULES,
+            inputs=described,
+            options={**_options(config), "task": task.name, **task.identity()},
+        )
+        fingerprint = manifest.fingerprint(as_json(recipe))
         old = _old(workdir, context)
         if old and not config.force:
-            if old["fingerprint"] == print_ and intact(workdir, old):
-                _check_loss(config, old["ledger"])
+            if old.fingerprint == fingerprint and intact(workdir, old):
+                _check_loss(config, old.ledger)
                 sweep(workdir, old)
                 return Prepared(old, fresh=True)
-            reasons = manifest.changes(inputs.by_name(old["recipe"]), inputs.by_name(recipe))
+            reasons = manifest.changes(inputs.by_name(old.recipe), inputs.by_name(recipe))
             if reasons:
                 context.note("building again, because of " + "; ".join(reasons[:3]))
         spools = [Spool(workdir.data / f"{manifest.TEMPORARY}{name}") for name in ("spool", "held")]
         with spools[0] as spool, spools[1] as held:
             built = _build(
-                config, fractions, task, sources, layout, wanted, recipe, print_, workdir, context,
-                spool, held,
-            )  # fmt: skip
+                config,
+                fractions,
+                task,
+                sources,
+                layout,
+                wanted,
+                recipe,
+                fingerprint,
+                workdir,
+                context,
+                spool,
+                held,
+            )
         return Prepared(built, fresh=False)
 
 
@@ -159,7 +177,7 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     return kept
 
 
-def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
+def _old(workdir: Workdir, context: Context) -> DataManifest | None:
     if not workdir.manifest.exists():
         return None
     try:
@@ -171,22 +189,22 @@ def _old(workdir: Workdir, context: Context) -> dict[str, Any] | None:
         return None
 
 
-def intact(workdir: Workdir, document: dict[str, Any]) -> bool:
+def intact(workdir: Workdir, data: DataManifest) -> bool:
     """Whether what the manifest lists is there, by name and size: training checks the hashes."""
-    files = [(workdir.data / s["name"], s["bytes"]) for s in _shards(document)]
-    files += [(workdir.preprocessor / n, i["bytes"]) for n, i in document["codec"].items()]
+    files = [(workdir.data / shard.name, shard.bytes) for shard in _shards(data)]
+    files += [(workdir.preprocessor / name, info.bytes) for name, info in data.preprocessor.items()]
     return all(path.exists() and path.stat().st_size == size for path, size in files)
 
 
-def _shards(document: dict[str, Any]) -> list[dict[str, Any]]:
-    return [shard for split in document["splits"].values() for shard in split["shards"]]
+def _shards(data: DataManifest) -> list[Shard]:
+    return [shard for split in data.splits.values() for shard in split.shards]
 
 
 def _build(
     config: PrepareConfig, fractions: dict[str, float | None], task: Task, sources: Sequence[Any],
-    layout: Any, wanted: Mapping[str, str], recipe: dict[str, Any], fingerprint: str,
+    layout: Any, wanted: Mapping[str, str], recipe: Recipe, fingerprint: str,
     workdir: Workdir, context: Context, spool: Any, held: Any,
-) -> dict[str, Any]:  # fmt: skip
+) -> DataManifest:  # fmt: skip
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import ShardWriter
     from bigmodel_cli.prepare.aligned import together
@@ -212,15 +230,15 @@ def _build(
         spool.add(split, part)
     held.remove()
     spool.close()
-    inputs.check(sources, recipe["inputs"], HashCache(workdir.data))
-    _check(spool.units, shares, named, ledger.to_json(), task, config, context)
+    inputs.check(sources, recipe.inputs, HashCache(workdir.data))
+    _check(spool.units, shares, named, ledger.record(), task, config, context)
 
     size = spool.bytes["train"]
     context.emit(Progress("learn", 0, None, ""))
     context.note(task.fit(lambda limit: spool.sample("train", limit), size, interruptible))
     staging = workdir.data / f"{manifest.TEMPORARY}build"
     staging.mkdir()
-    splits: dict[str, Any] = {}
+    splits: dict[str, SplitRecord] = {}
     total, done = sum(spool.bytes.values()), 0
     for split in SPLITS:
         tokens = 0
@@ -232,47 +250,41 @@ def _build(
                 done += size
                 context.emit(Progress("encode", done, total, "B"))
             shards = writer.close()
-        splits[split] = {
-            "units": spool.units[split],
-            "bytes": spool.bytes[split],
-            "tokens": tokens,
-            "content": spool.content[split].hexdigest(),
-            "shards": shards,
-        }
+        splits[split] = SplitRecord(
+            units=spool.units[split],
+            bytes=spool.bytes[split],
+            tokens=tokens,
+            content=spool.content[split].hexdigest(),
+            shards=shards,
+        )
     for remark in task.remarks():
         context.warn(remark)
     save_task(task, staging / "preprocessor")
-    document = {
-        "stage": "prepare",
-        "task": task.name,
-        "unit": task.unit_name,
-        "measure": task.measure,
-        "fingerprint": fingerprint,
-        "recipe": recipe,
-        "command": {
-            "sources": [
-                *config.sources,
-                *(v for v in (config.val, config.test) if fraction(v) is None),
-            ],
-            "exclude": config.exclude,
-        },
-        "splits": splits,
-        "ledger": ledger.to_json(),
-        "codec": manifest.folder_info(staging / "preprocessor"),
-    }
+    named_splits = (v for v in (config.val, config.test) if fraction(v) is None)
+    data = DataManifest(
+        task=task.name,
+        unit=task.unit_name,
+        measure=task.measure,
+        fingerprint=fingerprint,
+        recipe=recipe,
+        command=Command(sources=[*config.sources, *named_splits], exclude=[*config.exclude]),
+        splits=splits,
+        ledger=ledger.record(),
+        preprocessor=manifest.folder_info(staging / "preprocessor"),
+    )
     with context.stop.deferred():
-        _publish(staging, workdir, document)
+        _publish(staging, workdir, data)
     if context.stop.requested:
         context.stop.raise_()
     return workdir.read_data()
 
 
-def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
+def _publish(staging: Path, workdir: Workdir, data: DataManifest) -> None:
     """Moves the new shards beside the old ones, then the manifest, then removes the old ones."""
-    manifest.write_json(staging / "manifest.json", document)  # the last that needs room
+    manifest.write_record(staging / "manifest.json", data)  # the last that needs room
     with manifest.storage(workdir.data):
-        for shard in _shards(document):
-            (staging / shard["name"]).replace(workdir.data / shard["name"])
+        for shard in _shards(data):
+            (staging / shard.name).replace(workdir.data / shard.name)
         # the preprocessor has fixed names: between here and the manifest the old data are gone
         while workdir.preprocessor.exists():  # by either name
             workdir.manifest.unlink(missing_ok=True)
@@ -281,13 +293,13 @@ def _publish(staging: Path, workdir: Workdir, document: dict[str, Any]) -> None:
         manifest.sync_folder(workdir.data)
         (staging / "manifest.json").replace(workdir.manifest)
         manifest.sync_folder(workdir.data)
-        sweep(workdir, document)
+        sweep(workdir, data)
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def sweep(workdir: Workdir, document: dict[str, Any]) -> None:
+def sweep(workdir: Workdir, data: DataManifest) -> None:
     """Removes shards that the manifest does not name: those of an earlier build."""
-    kept = {shard["name"] for shard in _shards(document)}
+    kept = {shard.name for shard in _shards(data)}
     for path in workdir.data.glob("*.safetensors"):
         if path.name not in kept:
             path.unlink()
@@ -318,9 +330,9 @@ def _read(
     yield from read_all(sources, _chooser(task, wanted), layout, ledger, advance)
 
 
-def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:
+def _check_loss(config: PrepareConfig, ledger: LedgerRecord) -> None:
     """Raises DataError if more was dropped than --max-loss allows, up to date or not."""
-    came, lost = ledger["in"]["rows"], ledger["in"]["rows"] - ledger["kept"]["rows"]
+    came, lost = ledger.came_in.rows, ledger.came_in.rows - ledger.kept.rows
     if config.max_loss is not None and lost > config.max_loss * came:
         raise DataError(
             f"{lost:,} of {came:,} rows were dropped, more than --max-loss {config.max_loss:g}: "
@@ -329,10 +341,9 @@ def _check_loss(config: PrepareConfig, ledger: Mapping[str, Any]) -> None:
         )
 
 
-def _reasons(ledger: Mapping[str, Any]) -> str:
+def _reasons(ledger: LedgerRecord) -> str:
     return ", ".join(
-        f"{entry['rows']:,} {reason} ({entry['where'][0]})"
-        for reason, entry in ledger["dropped"].items()
+        f"{entry.rows:,} {reason} ({entry.where[0]})" for reason, entry in ledger.dropped.items()
     )
 
 
@@ -340,7 +351,7 @@ def _check(
     units: dict[str, int],
     shares: dict[str, float],
     named: Sequence[str],
-    ledger: Mapping[str, Any],
+    ledger: LedgerRecord,
     task: Task,
     config: PrepareConfig,
     context: Context,
@@ -355,11 +366,11 @@ def _check(
         raise DataError(
             "nothing is left to train on" + (f": {reasons}" if reasons else ""),
             "check the source, --column"
-            + ", --encoding" * ("unreadable" in ledger["dropped"])
+            + ", --encoding" * ("unreadable" in ledger.dropped)
             + "".join(limits),
         )
     _check_loss(config, ledger)
-    came, lost = ledger["in"]["rows"], ledger["in"]["rows"] - ledger["kept"]["rows"]
+    came, lost = ledger.came_in.rows, ledger.came_in.rows - ledger.kept.rows
     if 2 * lost >= came:
         context.warn(f"{lost:,} of {came:,} rows were dropped: {_reasons(ledger)}")
     what = task.unit_name
@@ -368,7 +379,7 @@ def _check(
         if wanted and not count:
             raise DataError(
                 f"the {split} split is empty: {sum(units.values()):,} {what} are too few"
-                + (f" ({_reasons(ledger)} were dropped)" if ledger["dropped"] else ""),
+                + (f" ({_reasons(ledger)} were dropped)" if ledger.dropped else ""),
                 f"give more data, a larger --{split if split != 'train' else 'val'} share, "
                 f"or --{split if split != 'train' else 'val'} 0",
             )

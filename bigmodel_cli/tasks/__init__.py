@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
+from bigmodel_cli.artifacts.records import Table as Table
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
 from bigmodel_cli.models.sampling import Sampling, Search
 from bigmodel_cli.options import convert, identity
@@ -154,15 +155,6 @@ class Predictions:
     units: NDArray[np.int64]
     statistics: NDArray[np.float64]
     counts: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What an evaluation says beside its metrics: the first cell of each row names it."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str | float]]
 
 
 @dataclass(frozen=True, slots=True)

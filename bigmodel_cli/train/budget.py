@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
+from bigmodel_cli.artifacts.records import AllowanceState, Length
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.train import parallel
@@ -22,15 +20,6 @@ FIRST_ROWS = 16  # of the validation that is measured first
 LEAST = 8  # a validation has this part of the task's rows at least, before there are fewer of them
 SPARE = 0.9  # of what fits by what was measured
 SAVING = 12 / 200e6  # seconds for each weight, before the first checkpoint was measured
-
-
-@dataclass(frozen=True)
-class Length:
-    """Either `steps`, or `seconds`; `text` says it and why."""
-
-    steps: int | None
-    seconds: float | None
-    text: str
 
 
 def length(config: TrainConfig, rows_per_epoch: int, batch_size: int, row_tokens: float) -> Length:
@@ -141,25 +130,27 @@ class Allowance:
     """
 
     def __init__(
-        self, clock: Clock, full: int, parts: int, weights: int, state: Mapping[str, Any], at: float
+        self,
+        clock: Clock,
+        full: int,
+        parts: int,
+        weights: int,
+        state: AllowanceState | None,
+        at: float,
     ) -> None:
         assert clock.length.seconds is not None
         self._clock, self.full, self.parts = clock, full, parts
         self._whole = SHARE * clock.length.seconds
-        self.rows: int | None = state.get("rows")
-        self.spent: float = state.get("spent", 0.0)
-        self.saving: float = state.get("saving", weights * SAVING)
+        state = state or AllowanceState()
+        self.rows, self.spent = state.rows, state.spent
+        self.saving = weights * SAVING if state.saving is None else state.saving
         self.more = True  # whether others than the last one are to be expected
         self.next = 0.0
         self.plan(at)
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "spent": self.spent,
-            "saving": self.saving,
-            "pace": self._clock.pace,
-        }
+    def state(self) -> AllowanceState:
+        pace = self._clock.pace
+        return AllowanceState(rows=self.rows, spent=self.spent, saving=self.saving, pace=pace)
 
     @property
     def left(self) -> float:

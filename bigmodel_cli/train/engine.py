@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bigmodel_cli.artifacts.records import Hardware
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.models.device import autocast, neighbours
@@ -46,7 +47,7 @@ def memory_bytes(device: torch.device) -> int:
     return total // neighbours()
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device) -> Hardware:
     """What has to be the same for a resume to be exact to the byte."""
     name = platform.machine()
     with contextlib.suppress(OSError, StopIteration):
@@ -54,14 +55,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
         name = next(line.split(":")[1].strip() for line in lines if "model name" in line)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    found: dict[str, Any] = {
-        "device": device.type,
-        "name": name,
-        "torch": torch.__version__.split("+")[0],
-        "simd": torch.backends.cpu.get_cpu_capability(),
-        "arithmetic": ARITHMETIC[device.type],
-    }
-    return found | ({"ranks": parallel.world()} if parallel.world() > 1 else {})
+    return Hardware(
+        device=device.type,
+        name=name,
+        torch=torch.__version__.split("+")[0],
+        simd=torch.backends.cpu.get_cpu_capability(),
+        arithmetic=ARITHMETIC[device.type],
+        ranks=parallel.world(),
+    )
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

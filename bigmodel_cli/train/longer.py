@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from bigmodel_cli.artifacts.records import RunConfig
 from bigmodel_cli.artifacts.workdir import Run
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.options import keys
@@ -17,10 +18,10 @@ DECIDED = ("model", "size", "from_", "width", "layers", "heads", "kv_heads", "hi
            "window", "tie")  # fmt: skip
 
 
-def command(place: Run, known: Mapping[str, Any], length: Mapping[str, Any] | None = None) -> str:
+def command(place: Run, known: RunConfig, length: Mapping[str, Any] | None = None) -> str:
     """What to type so that a new run starts with the run's weights and options. known: its
     config.json. length: by key, else that of the run."""
-    options, task = known["options"], task_class(known["task"])
+    options, task = known.options, task_class(known.task)
     length = {name: options.get(name) for name in LENGTHS} if length is None else length
     words = ["bigmodel", "train", "--from", place.name, "--run", free(place)]
     for key in (*keys(TrainConfig), *keys(task.Options, "train")):

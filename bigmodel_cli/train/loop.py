@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
+
 from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.records import Best, CheckpointState
 from bigmodel_cli.artifacts.workdir import Run
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import DivergedError
@@ -53,26 +56,23 @@ class Loop:
         engine: Engine,
         clock: Clock,
         val: Split,
-        state: dict[str, Any],
+        state: CheckpointState | None,
     ) -> None:
         from bigmodel_cli.train.budget import Allowance
         from bigmodel_cli.train.engine import peak_flops
 
         self.config, self.place, self.context = config, place, context
         self.engine, self.clock, self.val = engine, clock, val
-        self.step = int(state.get("step", 0))
-        self.tokens = int(state.get("tokens", 0))
-        self.decay_began: int | None = state.get("decay_began")
-        known = checkpoint.names(place.checkpoints)
-        self.best: dict[str, Any] = state.get("best", {})
-        if self.best.get("name") not in known:  # lost with a damaged checkpoint
-            self.best = {"name": f"step-{self.step:08d}"} if state else {}
-        self.validation: dict[str, float | None] | None = state.get(
-            "validation"
-        )  # of this very step
+        self.step = state.step if state else 0
+        self.tokens = state.tokens if state else 0
+        self.decay_began = state.decay_began if state else None
+        self.best = state.best if state else None
+        if state and (not self.best or self.best.name not in checkpoint.names(place.checkpoints)):
+            self.best = Best(name=self.name)  # the other was lost with a damaged checkpoint
+        self.validation = state.validation if state else None  # of this very step
         self.shown = self.validation
         self.saved = self.step if state else -1
-        self.finished = bool(state.get("finished"))
+        self.finished = state.finished if state else False
         shape = engine.model.config
         self.row_tokens = engine.plan.row_tokens
         self.every = config.checkpoint_every
@@ -86,7 +86,7 @@ class Loop:
                 engine.task.validation_rows(),
                 max(EVALUATIONS, math.ceil(clock.length.seconds / MOST_SECONDS)),
                 sum(weight.numel() for weight in engine.model.parameters()),
-                state.get("allowance", {}),
+                (state and state.allowance) or None,
                 clock.progress(self.step),
             )
         self.speed = 0.0  # tokens per second, lately
@@ -101,10 +101,10 @@ class Loop:
             return
         place.folder.mkdir(parents=True, exist_ok=True)
         if state:  # also when the record is damaged
-            checkpoint.mark_best(place.checkpoints, self.best["name"], self.best.get("value"))
+            self._mark_best()
         if place.log.exists():
             with place.log.open("r+b") as file:  # what is later than the checkpoint happens again
-                file.truncate(min(state.get("log_bytes", 0), place.log.stat().st_size))
+                file.truncate(min(state.log_bytes if state else 0, place.log.stat().st_size))
 
     def run(self) -> Trained:
         path = self.place.log if self.leads else Path(os.devnull)
@@ -133,11 +133,12 @@ class Loop:
                 self._save(finished=True)
             if not self.finished and self._stopping():
                 self.context.stop.raise_()
-        best = self.place.checkpoints / self.best["name"]
-        shown = parallel.lead(lambda: checkpoint.read_state(best)["validation"] or {})
+        assert self.best
+        best = self.place.checkpoints / self.best.name
+        shown = parallel.lead(lambda: checkpoint.read_state(best).validation or {})
         return Trained(
             self.place.name,
-            self.best["name"],
+            self.best.name,
             self.step,
             self.tokens,
             self.clock.elapsed,
@@ -231,7 +232,7 @@ class Loop:
         from bigmodel_cli.train.optim import LEARNING_RATES
 
         saved = (
-            f"the best checkpoint before it is `{self.best['name']}`"
+            f"the best checkpoint before it is `{self.best.name}`"
             if self.best
             else ("there is no checkpoint before it")
         )
@@ -301,57 +302,62 @@ class Loop:
 
     def _save(self, finished: bool, interim: bool = False) -> None:
         began = self.clock.look()
-        name = f"step-{self.step:08d}"
         headline = self.engine.task.metrics()[0]
         found = self.validation or {}
         value, loss = found.get(headline.name), found.get("loss")
-        sign = 1 if headline.higher_is_better else -1
-        if (
-            not self.best
-            or not len(self.val)
-            or (
-                value is not None
-                and loss is not None
-                and (sign * value, -loss)
-                > (sign * self.best.get("value", -sign * math.inf), -self.best.get("loss", 0.0))
-            )
-        ):  # of equals, the one with the lower loss
-            self.best = {"name": name, **({} if value is None else {"value": value, "loss": loss})}
+        if not self.best or not len(self.val) or self._is_better(value, loss):
+            known = value is not None
+            self.best = Best(name=self.name, value=value, loss=loss if known else None)
         parallel.check_weights(self.engine.model.parameters())
         if self.allowance:  # so that the checkpoint tells of itself, too
             self.allowance.spent += self.allowance.saving
-        parallel.lead(lambda: self._write_checkpoint(name, finished, interim))
+        parallel.lead(lambda: self._write_checkpoint(finished, interim))
         if self.allowance:
             self.allowance.saved(self.clock.look() - began)
         self.saved, self.finished = self.step, finished
 
-    def _write_checkpoint(self, name: str, finished: bool, interim: bool) -> None:
+    def _write_checkpoint(self, finished: bool, interim: bool) -> None:
         with manifest.storage(self.place.log):
             self.log.flush()
             os.fsync(self.log.fileno())
-        state = {
-            "tokens": self.tokens,
-            "elapsed": self.clock.elapsed,
-            "reserve": self.clock.reserve,
-            "decay_began": self.decay_began,
-            "best": self.best,
-            "keep": self.config.keep,
-            "validation": self.validation,
-            "finished": finished,
-            "interim": interim,
-            "log_bytes": self.place.log.stat().st_size,
-        }
-        if self.allowance:
-            state["allowance"] = self.allowance.state()
+        assert self.best
+        state = CheckpointState(
+            step=self.step,
+            tokens=self.tokens,
+            elapsed=self.clock.elapsed,
+            reserve=self.clock.reserve,
+            decay_began=self.decay_began,
+            best=self.best,
+            keep=self.config.keep,
+            validation=self.validation,
+            finished=finished,
+            interim=interim,
+            log_bytes=self.place.log.stat().st_size,
+            allowance=self.allowance.state() if self.allowance else UNSET,
+            files={},
+        )
+        folder = self.place.checkpoints
         if self.saved == self.step:
-            checkpoint.amend(self.place.checkpoints / name, state)
+            checkpoint.amend(folder / self.name, state)
         else:
-            checkpoint.save(
-                self.place.checkpoints,
-                self.step,
-                self.engine.model.state_dict(),
-                self.engine.optimizers.tensors(),
-                state,
-            )
-        checkpoint.mark_best(self.place.checkpoints, self.best["name"], self.best.get("value"))
-        checkpoint.prune(self.place.checkpoints, self.config.keep, self.best["name"])
+            weights, optimizer = self.engine.model.state_dict(), self.engine.optimizers.tensors()
+            checkpoint.save(folder, weights, optimizer, state)
+        self._mark_best()
+        checkpoint.prune(folder, self.config.keep, self.best.name)
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's of this step."""
+        return f"step-{self.step:08d}"
+
+    def _is_better(self, value: float | None, loss: float | None) -> bool:
+        """Whether these are better than the best checkpoint's: of equals, by the lower loss."""
+        if value is None or loss is None or self.best is None:
+            return False
+        sign = 1 if self.engine.task.metrics()[0].higher_is_better else -1
+        best = -math.inf if self.best.value is None else sign * self.best.value
+        return (sign * value, -loss) > (best, -(self.best.loss or 0.0))
+
+    def _mark_best(self) -> None:
+        assert self.best
+        checkpoint.mark_best(self.place.checkpoints, self.best.name, self.best.value)

@@ -56,10 +56,10 @@ def find(source: str, workdir: Workdir) -> Origin:
             return Origin(
                 source,
                 path / checkpoint.MODEL,
-                document["files"][checkpoint.MODEL]["sha256"],
-                ModelConfig.from_json(document["model"]),
+                document.files[checkpoint.MODEL].sha256,
+                ModelConfig.from_json(document.model),
                 path,
-                document["layout"],
+                document.layout,
             )
         place = next(
             (
@@ -76,13 +76,13 @@ def find(source: str, workdir: Workdir) -> Origin:
                 HINT + (f"; runs here: {known}" if known else ""),
             )
         known_config = place.read_config()
-        check_files(place.preprocessor, known_config["codec"], "preprocessor", HINT)
+        check_files(place.preprocessor, known_config.preprocessor, "preprocessor", HINT)
         folder, state = checkpoint.find(place.checkpoints, "best")
         return Origin(
             source,
             folder / checkpoint.MODEL,
-            state["files"][checkpoint.MODEL]["sha256"],
-            ModelConfig.from_json(known_config["model"]),
+            state.weights,
+            ModelConfig.from_json(known_config.model),
             place.preprocessor,
         )
     except (KeyError, TypeError) as error:

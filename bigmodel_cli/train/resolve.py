@@ -6,13 +6,14 @@ timing; kept in config.json, which a resume obeys.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from bigmodel_cli.artifacts import manifest
+from bigmodel_cli.artifacts.records import DataManifest, Resolved, RunConfig
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.events import Context
@@ -31,14 +32,14 @@ UNEVEN = "rows of unlike lengths would each be compiled by themselves"
 def resolve(
     config: TrainConfig,
     options: Mapping[str, Any],
-    data: Mapping[str, Any],
+    data: DataManifest,
     task: Task,
     plan: Plan,
     origin: Origin | None,
     run: str,
     context: Context,
-) -> dict[str, Any]:
-    """A new run's configuration, as config.json keeps it.
+) -> RunConfig:
+    """A new run's configuration; of what its folder will hold, nothing is listed yet.
 
     Raises UsageError and DataError.
     """
@@ -67,49 +68,46 @@ def resolve(
     micro_batch = config.micro_batch or cost.micro_batch(
         model, plan.row_tokens, of_rank, device.type, engine.memory_bytes(device)
     )
-    resolved: dict[str, Any] = {
-        "batch_size": batch,
-        "micro_batch": min(micro_batch, of_rank),
-        "threads": torch.get_num_threads(),
-        "precision": config.precision
-        if config.precision != "auto"
-        else "bf16"
-        if devices.has_bf16(device)
-        else "fp32",
-        "learning_rate": config.learning_rate or LEARNING_RATES[config.optimizer],
-        "device": device.type,
-        "length": dataclasses.asdict(length),
-    }
-    resolved["compile"] = _compile(config, model, resolved, plan, context)
+    precision: Any = config.precision
+    if precision == "auto":
+        precision = "bf16" if devices.has_bf16(device) else "fp32"
+    resolved = Resolved(
+        batch_size=batch,
+        micro_batch=min(micro_batch, of_rank),
+        threads=torch.get_num_threads(),
+        precision=precision,
+        learning_rate=config.learning_rate or LEARNING_RATES[config.optimizer],
+        device=device.type,
+        length=length,
+    )
+    resolved = replace(resolved, compile=_compile(config, model, resolved, plan, context))
     size = config.size or f"{model.layers} × {model.width}"
     ranks = f"{parallel.world()} ranks of " if parallel.world() > 1 else ""
     context.note(
         f"{model.family} {size}, {model.parameters() / 1e6:.1f} M weights; {length.text}; "
-        f"{batch} × {plan.row_tokens:.4g} {task.positions} an update; {resolved['precision']} on "
-        f"{device.type}, {ranks}{resolved['threads']} threads" + ", compiled" * resolved["compile"]
+        f"{batch} × {plan.row_tokens:.4g} {task.positions} an update; {precision} on "
+        f"{device.type}, {ranks}{resolved.threads} threads" + ", compiled" * resolved.compile
     )
-    return {
-        "stage": "train",
-        "run": run,
-        "task": task.name,
-        "options": options,
-        "data_fingerprint": data["fingerprint"],
-        "fingerprint": manifest.fingerprint(
-            {"stage": "train", "options": options, "parent": data["fingerprint"]}
-        ),
-        "origin": origin.name if origin else None,
-        "resolved": resolved,
-        "model": model.to_json(),
-        "hardware": engine.hardware(device),
-    }
+    recipe = {"stage": "train", "options": options, "parent": data.fingerprint}
+    return RunConfig(
+        run=run,
+        task=task.name,
+        options=dict(options),
+        data_fingerprint=data.fingerprint,
+        fingerprint=manifest.fingerprint(recipe),
+        origin=origin.name if origin else None,
+        resolved=resolved,
+        model=model.to_json(),
+        hardware=engine.hardware(device),
+    )
 
 
 def _compile(
     config: TrainConfig,
     model: ModelConfig,
-    resolved: Mapping[str, Any],
+    resolved: Resolved,
     plan: Plan,
-    told: Context,
+    context: Context,
 ) -> bool:
     """Whether kernels are fused. Raises UsageError for --compile on where it cannot be done."""
     if config.compile == "off":
@@ -121,23 +119,20 @@ def _compile(
                 "leave --compile out",
             )
         return False
-    length = resolved["length"]
-    tokens = (length["steps"] or 0) * resolved["batch_size"] * plan.row_tokens
+    length, device = resolved.length, resolved.device
+    tokens = (length.steps or 0) * resolved.batch_size * plan.row_tokens
     if config.compile == "auto" and not (
-        plan.even
-        and cost.repays_compiling(
-            model, tokens, length["seconds"], resolved["device"], resolved["threads"]
-        )
+        plan.even and cost.repays_compiling(model, tokens, length.seconds, device, resolved.threads)
     ):
         return False
-    reason = cannot_compile(torch.device(resolved["device"]), told) if plan.even else UNEVEN
+    reason = cannot_compile(torch.device(device), context) if plan.even else UNEVEN
     if reason and config.compile == "on":
         raise UsageError(
             f"--compile on: {reason}",
             "install g++, or leave --compile out" if plan.even else "leave --compile out",
         )
     if reason:
-        told.note(f"not compiled: {reason}")
+        context.note(f"not compiled: {reason}")
     return not reason
 
 

@@ -10,7 +10,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
+
 from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.records import (
+    CheckpointState,
+    DataManifest,
+    Resolved,
+    RunConfig,
+    as_json,
+)
 from bigmodel_cli.artifacts.workdir import PREPROCESSORS, Run, Workdir, clean, lock
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError, UsageError
@@ -25,6 +35,7 @@ from bigmodel_cli.train.origin import Origin
 from bigmodel_cli.train.origin import begin as begin_from
 from bigmodel_cli.train.origin import find as find_origin
 
+RESTART = "bigmodel train --restart"
 PREPARE_HINT = "build it again: bigmodel prepare SOURCE --force"
 RESOLVED = ("micro_batch", "threads")  # not part of what is learned, but of exactness
 
@@ -69,18 +80,19 @@ def run(
             begun = place.config.exists() and checkpoint.names(place.checkpoints)
             known = place.read_config() if begun and not config.restart else None
             if gone:
-                if not known or known.get("origin") != config.from_:
+                if not known or known.origin != config.from_:
                     raise gone
-                options["from_"] = known["options"]["from_"]
+                options["from_"] = known.options["from_"]
                 context.warn(f"{gone.message}; run `{name}` continues with what it took there")
             if known:
                 _agree(known, place, options, data)
             done = _finished(place, context) if known else None
-            return [known, dataclasses.asdict(done) if done else None]
+            return [as_json(known) if known else None, dataclasses.asdict(done) if done else None]
 
-        known, done = parallel.lead(found)
+        begun, done = parallel.lead(found)
         if done:
             return Trained(**done)
+        known = msgspec.convert(begun, RunConfig | None)
         return _train(config, options, data, known, origin, place, workdir, context)
 
 
@@ -101,13 +113,11 @@ def _clear(place: Run) -> None:
                 shutil.rmtree(folder)
 
 
-def _agree(
-    known: dict[str, Any], place: Run, options: dict[str, Any], data: dict[str, Any]
-) -> None:
+def _agree(known: RunConfig, place: Run, options: dict[str, Any], data: DataManifest) -> None:
     """Raises UsageError where a run's configuration is not the one asked for: what differs."""
-    before = {**identity(TrainConfig()), **known["options"]}  # options that came later
+    before = {**identity(TrainConfig()), **known.options}  # options that came later
     differing = manifest.changes(before, options)
-    if known["data_fingerprint"] != data["fingerprint"]:
+    if known.data_fingerprint != data.fingerprint:
         differing.append("the data have changed since")
     if differing:
         hint = "add --restart to train it again from nothing, or --run NAME to train another"
@@ -126,35 +136,33 @@ def _finished(place: Run, context: Context) -> Trained | None:
         return None
     try:
         last = checkpoint.read_state(place.checkpoints / names[-1])
-        files = last["files"]
         whole = all(
-            (place.checkpoints / names[-1] / file).stat().st_size == info["bytes"]
-            for file, info in files.items()
+            (place.checkpoints / names[-1] / file).stat().st_size == info.bytes
+            for file, info in last.files.items()
         )
-        best = checkpoint.read_best(place.checkpoints)
-        told = last.get("best") or best
-        if last.get("finished") and told["name"] != best["name"]:  # killed before it was marked
-            checkpoint.mark_best(place.checkpoints, told["name"], told.get("value"))
-            best = told
-        state = checkpoint.read_state(place.checkpoints / best["name"])
+        best = checkpoint.read_best(place.checkpoints).name
+        if last.finished and last.best and last.best.name != best:  # killed before it was marked
+            best = last.best.name
+            checkpoint.mark_best(place.checkpoints, best, last.best.value)
+        state = checkpoint.read_state(place.checkpoints / best)
     except FormatError:
         raise
     except ArtifactError as error:
         context.warn(f"{error.message}; repairing what can be repaired")
         return None
-    except (OSError, KeyError):
+    except OSError:
         return None
-    if not last.get("finished") or not whole:
+    if not last.finished or not whole:
         return None
-    if "keep" in last:  # killed before the older ones were removed
-        checkpoint.prune(place.checkpoints, last["keep"], best["name"])
+    if last.keep is not None:  # killed before the older ones were removed
+        checkpoint.prune(place.checkpoints, last.keep, best)
     return Trained(
-        place.name,
-        best["name"],
-        last["step"],
-        last["tokens"],
-        last["elapsed"],
-        state["validation"] or {},
+        run=place.name,
+        checkpoint=best,
+        step=last.step,
+        tokens=last.tokens,
+        seconds=last.elapsed,
+        validation=state.validation or {},
         fresh=True,
     )
 
@@ -162,8 +170,8 @@ def _finished(place: Run, context: Context) -> Trained | None:
 def _train(
     config: TrainConfig,
     options: dict[str, Any],
-    data: dict[str, Any],
-    known: dict[str, Any] | None,
+    data: DataManifest,
+    known: RunConfig | None,
     origin: Origin | None,
     place: Run,
     workdir: Workdir,
@@ -181,23 +189,23 @@ def _train(
     from bigmodel_cli.train.resolve import cannot_compile, resolve
 
     task = _task(options, data, workdir)
-    shards = {name: data["splits"][name]["shards"] for name in ("train", "val")}
-    train_split, val_split = (Split(workdir.data, shards[name]) for name in ("train", "val"))
+    train_split, val_split = (
+        Split(workdir.data, data.splits[name].shards) for name in ("train", "val")
+    )
     plan = task.plan(train_split, config.seed)
     new = known is None
-    known = known or parallel.lead(
-        lambda: resolve(config, options, data, task, plan, origin, place.name, context)
-    )
-    if new:
-        resolved = known["resolved"]
-    else:
-        manifest.check_files(
-            place.preprocessor, known["codec"], "preprocessor", "bigmodel train --restart"
+    if known is None:
+        document = parallel.lead(
+            lambda: as_json(resolve(config, options, data, task, plan, origin, place.name, context))
         )
+        known = msgspec.convert(document, RunConfig)
+        resolved = known.resolved
+    else:
+        manifest.check_files(place.preprocessor, known.preprocessor, "preprocessor", RESTART)
         resolved = _kept(known, config, context)
-    device = devices.set_up(resolved["device"], resolved["threads"])
-    model_shape = ModelConfig.from_json(known["model"])
-    if not new and (differing := manifest.changes(known["hardware"], engine.hardware(device))):
+    device = devices.set_up(resolved.device, resolved.threads)
+    hardware = as_json(known.hardware), as_json(engine.hardware(device))
+    if not new and (differing := manifest.changes(*hardware)):
         context.warn(
             "resuming with other hardware or another version, so not exact to the byte: "
             + "; ".join(differing)
@@ -205,8 +213,8 @@ def _train(
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
-    model = SequenceModel(model_shape).to(device)
-    optimizers = Optimizers(model, config.optimizer, resolved["learning_rate"], config.weight_decay)
+    model = SequenceModel(ModelConfig.from_json(known.model)).to(device)
+    optimizers = Optimizers(model, config.optimizer, resolved.learning_rate, config.weight_decay)
     if new:  # only now, when all of it can be had
         parallel.lead(lambda: _begin(task, place, known))
     state = _resume(place, model, optimizers, context)
@@ -215,17 +223,17 @@ def _train(
         context.note(f"initialized from {origin.name} ({origin.sha256[:12]}); new: {anew}")
     parallel.same_weights(model.parameters())
     clock = budget.Clock(
-        budget.Length(**resolved["length"]),
-        state.get("elapsed", 0.0),
+        resolved.length,
+        state.elapsed if state else 0.0,
         time.monotonic() if state else context.started,
-        state.get("reserve", 0.0),
-        state.get("allowance", {}).get("pace", 0.0),
+        state.reserve if state else 0.0,
+        state.allowance.pace if state and state.allowance else 0.0,
     )
     machine = engine.Engine(
-        task, model, optimizers, plan, device, resolved["precision"], resolved["batch_size"],
-        resolved["micro_batch"], config.clip, config.seed, bool(resolved.get("compile")),
+        task, model, optimizers, plan, device, resolved.precision, resolved.batch_size,
+        resolved.micro_batch, config.clip, config.seed, resolved.compile,
     )  # fmt: skip
-    if resolved.get("compile"):
+    if resolved.compile:
         tried = new and parallel.leads()
         if not tried and (reason := cannot_compile(device, context)):
             raise ResourceError(
@@ -238,9 +246,9 @@ def _train(
     return Loop(config, place, context, machine, clock, val_split, state).run()
 
 
-def _task(options: Mapping[str, Any], data: Mapping[str, Any], workdir: Workdir) -> Task:
+def _task(options: Mapping[str, Any], data: DataManifest, workdir: Workdir) -> Task:
     """The task with the training options in force."""
-    manifest.check_files(workdir.preprocessor, data["codec"], "preprocessor", PREPARE_HINT)
+    manifest.check_files(workdir.preprocessor, data.preprocessor, "preprocessor", PREPARE_HINT)
     task = load_task(workdir.preprocessor, PREPARE_HINT)
     names = {item.name for item in dataclasses.fields(task.options)}
     task.options = dataclasses.replace(
@@ -249,7 +257,7 @@ def _task(options: Mapping[str, Any], data: Mapping[str, Any], workdir: Workdir)
     return task
 
 
-def _begin(task: Task, place: Run, known: dict[str, Any]) -> None:
+def _begin(task: Task, place: Run, known: RunConfig) -> None:
     """Writes down what the run is; of one that was there before nothing is left."""
     from bigmodel_cli.tasks import save_task
 
@@ -257,46 +265,46 @@ def _begin(task: Task, place: Run, known: dict[str, Any]) -> None:
     with manifest.storage(place.preprocessor):
         place.preprocessor.mkdir(exist_ok=True)
         save_task(task, place.preprocessor)
-        known["codec"] = manifest.folder_info(place.preprocessor)
-    manifest.write_json(place.config, known)
+        files = manifest.folder_info(place.preprocessor)
+    manifest.write_record(place.config, replace(known, preprocessor=files))
 
 
-def _kept(known: dict[str, Any], config: TrainConfig, context: Context) -> dict[str, Any]:
-    """What was resolved when the run was begun, and is kept."""
-    resolved: dict[str, Any] = known["resolved"]
-    if known["hardware"].get("ranks", 1) != parallel.world():
-        resolved = {**resolved, "threads": config.threads}
+def _kept(known: RunConfig, config: TrainConfig, context: Context) -> Resolved:
+    """What was resolved when the run was started, and is kept."""
+    resolved = known.resolved
+    if known.hardware.ranks != parallel.world():
+        resolved = replace(resolved, threads=config.threads)
     for key in RESOLVED:
-        if getattr(config, key) not in (None, 0, resolved[key]):
-            context.warn(
-                f"the run keeps the --{key.replace('_', '-')} that it was started with: "
-                f"{resolved[key]}"
-            )
+        kept = getattr(resolved, key)
+        if getattr(config, key) not in (None, 0, kept):
+            flag = key.replace("_", "-")
+            context.warn(f"the run keeps the --{flag} that it was started with: {kept}")
     return resolved
 
 
-def _resume(place: Run, model: Any, optimizers: Any, context: Context) -> dict[str, Any]:
-    """Loads the newest checkpoint that is whole; {} when the run is at its beginning."""
+def _resume(place: Run, model: Any, optimizers: Any, context: Context) -> CheckpointState | None:
+    """Loads the newest checkpoint that is whole; None when the run is at its beginning."""
 
     def newest() -> list[Any] | None:
         found = checkpoint.newest(place.checkpoints, context.warn)
         if found is None:
             place.log.unlink(missing_ok=True)
             return None
-        return [found[0].name, found[1]]
+        return [found[0].name, as_json(found[1])]
 
     found = parallel.lead(newest)
     if found is None:
-        return {}
-    name, state = found
+        return None
+    name, document = found
+    state = msgspec.convert(document, CheckpointState)
     path = place.checkpoints / name
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ArtifactError(
-            f"the checkpoint `{path}` does not fit the run: {error}", "bigmodel train --restart"
+            f"the checkpoint `{path}` does not fit the run: {error}", RESTART
         ) from None
     optimizers.load(checkpoint.load_tensors(path / checkpoint.OPTIMIZER))
-    context.note(f"resuming at step {state['step']:,}")
-    return dict(state)
+    context.note(f"resuming at step {state.step:,}")
+    return state

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import BigmodelError, GateError, UsageError
@@ -56,7 +57,7 @@ def verify(
             _child(arguments, -signal.SIGKILL)
             last = checkpoint.names(scratch.run("cut").checkpoints)[-1:]
             _child((*arguments[:3], 0), 0)
-            compiled = scratch.run("whole").read_config()["resolved"]["compile"]
+            compiled = scratch.run("whole").read_config().resolved.compile
             whole, cut = (_found(scratch.run(name)) for name in ("whole", "cut"))
         finally:
             _clear(scratch)
@@ -113,8 +114,7 @@ def _train(config: TrainConfig, options: dict[str, Any], scratch: Workdir, kill_
 def _found(place: Run) -> dict[str, Any]:
     """What must be the same: the hashes of the tensors, the state, and each step's losses."""
     folder = place.checkpoints / checkpoint.names(place.checkpoints)[-1]
-    state = {k: v for k, v in checkpoint.read_state(folder).items() if k not in TIMES}
-    state.pop("checksum", None)
+    state = {k: v for k, v in as_json(checkpoint.read_state(folder)).items() if k not in TIMES}
     lines = [json.loads(line) for line in place.log.read_text("utf-8").splitlines()]
     return {
         "weights": manifest.sha256(folder / checkpoint.MODEL),

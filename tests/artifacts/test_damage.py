@@ -36,13 +36,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shards(work: Path) -> Any:
     data = Workdir(work).read_data()
-    split = Split(work / "data", data["splits"]["train"]["shards"])
+    split = Split(work / "data", data.splits["train"].shards)
     return split.values("tokens", 0, 3).tolist()
 
 
 def preprocessor(work: Path) -> Any:
     data = Workdir(work).read_data()
-    manifest.check_files(work / "data" / "preprocessor", data["codec"], "codec", "")
+    manifest.check_files(work / "data" / "preprocessor", data.preprocessor, "preprocessor", "")
     return load_task(work / "data" / "preprocessor", "").identity()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bigmodel_cli.artifacts import shards
+from bigmodel_cli.artifacts.records import Shard
 from bigmodel_cli.artifacts.shards import Columns, ShardWriter, Split, read_header
 from bigmodel_cli.errors import ArtifactError
 
@@ -85,7 +86,7 @@ def test_what_one_call_adds_stays_in_one_shard(
     monkeypatch.setattr(shards, "SHARD_BYTES", 1)
     data = examples(12, 0)
     infos = write(tmp_path, data, [5, 6])
-    assert [info["examples"] for info in infos] == [5, 1, 6]
+    assert [info.examples for info in infos] == [5, 1, 6]
     split = Split(tmp_path, infos)
     expected = np.concatenate([tokens for tokens, _ in data[6:12]])
     np.testing.assert_array_equal(split.values("tokens", 6, 12), expected)
@@ -109,15 +110,11 @@ def test_a_split_without_examples_has_no_shards(tmp_path: Path) -> None:
 
 def test_a_record_describes_its_file(tmp_path: Path) -> None:
     (info,) = write(tmp_path, examples(7, 1), [])
-    data = (tmp_path / info["name"]).read_bytes()
+    data = (tmp_path / info.name).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    assert info == {
-        "name": f"train-00000-{digest[:12]}.safetensors",
-        "examples": 7,
-        "bytes": len(data),
-        "sha256": digest,
-    }
-    assert [path.name for path in tmp_path.iterdir()] == [info["name"]]  # nothing temporary
+    name = f"train-00000-{digest[:12]}.safetensors"
+    assert info == Shard(name=name, examples=7, bytes=len(data), sha256=digest)
+    assert [path.name for path in tmp_path.iterdir()] == [info.name]  # nothing temporary
 
 
 def test_the_same_examples_give_the_same_bytes(tmp_path: Path) -> None:
@@ -125,7 +122,7 @@ def test_the_same_examples_give_the_same_bytes(tmp_path: Path) -> None:
     second = write(tmp_path / "b", examples(9, 2), [7])
     other = write(tmp_path / "c", examples(9, 3), [4])
     assert first == second
-    assert first[0]["sha256"] != other[0]["sha256"]
+    assert first[0].sha256 != other[0].sha256
 
 
 def test_shards_are_plain_safetensors(tmp_path: Path) -> None:
@@ -133,7 +130,7 @@ def test_shards_are_plain_safetensors(tmp_path: Path) -> None:
 
     data = examples(5, 4)
     (info,) = write(tmp_path, data, [])
-    arrays = load_file(tmp_path / info["name"])
+    arrays = load_file(tmp_path / info.name)
     lengths = [len(tokens) for tokens, _ in data]
     np.testing.assert_array_equal(arrays["tokens"], np.concatenate([t for t, _ in data]))
     np.testing.assert_array_equal(arrays["tokens.offsets"], np.cumsum([0, *lengths]))
@@ -150,14 +147,14 @@ def test_values_are_mapped_not_copied(tmp_path: Path) -> None:
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     (info,) = write(tmp_path, examples(4, 6), [])
-    path = tmp_path / info["name"]
+    path = tmp_path / info.name
     whole = path.read_bytes()
     random = np.random.default_rng(0)
     for place in [0, 7, 8, 20, len(whole) - 1, *random.integers(0, len(whole), 20).tolist()]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=info["name"]):
+        with pytest.raises(ArtifactError, match=info.name):
             Split(tmp_path, [info])
     path.write_bytes(whole)
     check(Split(tmp_path, [info]), examples(4, 6))
@@ -166,11 +163,11 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_file_of_any_shorter_length_is_named(tmp_path: Path, verify: bool) -> None:
     (info,) = write(tmp_path, examples(4, 7), [])
-    path = tmp_path / info["name"]
+    path = tmp_path / info.name
     whole = path.read_bytes()
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
-        with pytest.raises(ArtifactError, match=info["name"]) as caught:
+        with pytest.raises(ArtifactError, match=info.name) as caught:
             Split(tmp_path, [info], verify=verify)
         assert caught.value.hint
     path.write_bytes(whole + b"\0")
@@ -180,7 +177,7 @@ def test_a_file_of_any_shorter_length_is_named(tmp_path: Path, verify: bool) -> 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (info,) = write(tmp_path, examples(4, 8), [])
-    (tmp_path / info["name"]).unlink()
+    (tmp_path / info.name).unlink()
     for verify in (True, False):
         with pytest.raises(ArtifactError, match="missing"):
             Split(tmp_path, [info], verify=verify)
@@ -211,8 +208,8 @@ def test_a_header_that_lies_is_corrupt(tmp_path: Path, header: Any) -> None:
 
 def test_a_good_header_says_where_the_data_begins(tmp_path: Path) -> None:
     (info,) = write(tmp_path, examples(3, 9), [])
-    header, start = read_header(tmp_path / info["name"])
+    header, start = read_header(tmp_path / info.name)
     begin, end = header["tokens"]["data_offsets"]
-    data = (tmp_path / info["name"]).read_bytes()[start + begin : start + end]
+    data = (tmp_path / info.name).read_bytes()[start + begin : start + end]
     expected = np.concatenate([tokens for tokens, _ in examples(3, 9)])
     np.testing.assert_array_equal(np.frombuffer(data, np.uint16), expected)

@@ -26,7 +26,9 @@ import pyarrow.parquet
 import pytest
 
 from bigmodel_cli.artifacts import manifest, tokenizer
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
+from bigmodel_cli.artifacts.workdir import Workdir
 from tests.conftest import DOCUMENTS, PREPARE, TRAIN, Cli, Result, environment, unchanged
 
 GOOD = b"A good line of text, which is long enough to be kept.\n"
@@ -72,7 +74,7 @@ def write(folder: Path, files: Mapping[str, bytes | None]) -> None:
 def documents(cli: Cli, split: str = "train") -> list[bytes]:
     """The bytes of each unit of a split, as its shards hold them."""
     codec = tokenizer.load(cli.work / "data" / "preprocessor")
-    shards = Split(cli.work / "data", cli.manifest()["splits"][split]["shards"])
+    shards = Split(cli.work / "data", Workdir(cli.work).read_data().splits[split].shards)
     table = codec.token_bytes
     units = (shards.values("tokens", i, i + 1).tolist() for i in range(len(shards)))
     return [b"".join(table[token] for token in unit) for unit in units]
@@ -460,7 +462,7 @@ def test_special_tokens_in_a_text_are_plain_text(empty: Cli, kind: str) -> None:
     write(empty.cwd, {"s.jsonl": jsonl(*({"text": t} for t in texts))})
     empty.works("prepare", "s.jsonl", "--val", "0", "--test", "0", "--tokenizer", kind)
     codec = tokenizer.load(empty.work / "data" / "preprocessor")
-    shards = Split(empty.work / "data", empty.manifest()["splits"]["train"]["shards"])
+    shards = Split(empty.work / "data", Workdir(empty.work).read_data().splits["train"].shards)
     for number, text in enumerate(texts):
         start, *inside, end = shards.values("tokens", number, number + 1).tolist()
         assert start == end == codec.endoftext
@@ -1057,7 +1059,7 @@ def test_what_a_newer_version_wrote_is_refused_and_kept(cli: Cli, name: str, com
     record, key = records.get(str(Path(name).parent), (name, ""))
     if path.name == "task.json":  # so that the record of its hash agrees
         files = json.loads((cli.cwd / record).read_bytes())[key]
-        edit(cli.cwd / record, **{key: {**files, path.name: manifest.file_info(path)}})
+        edit(cli.cwd / record, **{key: {**files, path.name: as_json(manifest.file_info(path))}})
     with unchanged(cli.work):
         cli.fails(*command.split(), code=5, says=[path.name, "999"], hint=["upgrade"])
 
@@ -1675,7 +1677,7 @@ def test_a_line_of_200_megabytes_is_kept_whole_in_bounded_memory(empty: Cli, nam
     codec = tokenizer.load(empty.work / "data" / "preprocessor")
     values = np.array([raw[0] if raw else 0 for raw in codec.token_bytes], np.uint8)
     shards = empty.manifest()["splits"]["train"]["shards"]
-    kept = [Split(empty.work / "data", [shard]).values("tokens", 0, shard["examples"])
+    kept = [Split(empty.work / "data", [shard]).values("tokens", 0, shard.examples)
             for shard in shards]  # fmt: skip
     tokens = np.concatenate(kept)
     assert values[tokens[tokens != codec.endoftext]].tobytes() == text

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.artifacts import manifest
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from tests.conftest import PREPARE, TRAIN, Cli, environment
 
@@ -34,7 +35,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def listed(folder: Path, name: str, record: Path, key: str) -> None:
     """Has a record list a file as it is now."""
-    info = manifest.file_info(folder / name)
+    info = as_json(manifest.file_info(folder / name))
     rewrite(record, lambda document: document[key].update({name: info}))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.artifacts.manifest import file_info, read_json, write_json
+from bigmodel_cli.artifacts.records import as_json
 from tests.conftest import Cli
 
 CONTEXT = 32  # of the finished model, which reads bytes
@@ -93,6 +94,6 @@ def test_weights_that_are_not_finite_are_corrupt(cli: Cli) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     path = folder / "bigmodel.json"
     document = read_json(path, "bundle", "")
-    document["files"]["model.safetensors"] = file_info(folder / "model.safetensors")
+    document["files"]["model.safetensors"] = as_json(file_info(folder / "model.safetensors"))
     write_json(path, document)
     cli.fails("predict", "The", code=5, says=("finite",))

@@ -7,7 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from bigmodel_cli.artifacts.records import (
+    Amount,
+    CheckpointState,
+    Command,
+    DataManifest,
+    Hardware,
+    Input,
+    LedgerRecord,
+    Length,
+    Proof,
+    Reason,
+    Receipt,
+    Recipe,
+    Resolved,
+    RunConfig,
+    SplitRecord,
+)
 from bigmodel_cli.deploy.card import card, code
 from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.shape import Picture, Shape
@@ -29,30 +47,36 @@ PORTABLE = ("language", "chat")
 def facts(name: str, **training: Any) -> str:
     task = task_class(name)(task_class(name).Options())
     config: ModelConfig = model_config("transformer", "nano", SHAPES[name])
-    split = {"units": 90, "bytes": 9000, "tokens": 3000}
+    split = SplitRecord(units=90, bytes=9000, tokens=3000, content="", shards=[])
     portable = name in PORTABLE
-    proof = {"proof": "passed", "texts": 4, "largest_logit_difference": 0.0,
-             "greedy_tokens": 128, "greedy_identical": 128}  # fmt: skip
-    known = {
-        "options": {"optimizer": "muon", "seed": 0, "from_": "",
-                    **({"objective": "next"} if name == "language" else {})},
-        "origin": None, "fingerprint": "f1", "hardware": {"name": "AMD | EPYC <9755>"},
-        "resolved": {"learning_rate": 0.006, "batch_size": 8, "precision": "bf16"}, **training,
-    }  # fmt: skip
-    data = {
-        "unit": task.unit_name, "measure": task.measure, "fingerprint": "d1",
-        "splits": {"train": split, "val": split, "test": split},
-        "ledger": {"in": {"rows": 271, "bytes": 27100}, "kept": {"rows": 270, "bytes": 27000},
-                   "dropped": {"empty": {"rows": 1, "bytes": 100, "where": ["a, line 1"]}},
-                   "removed": {}},
-        "recipe": {"inputs": [{"name": "data.jsonl"}, {"name": "a`<img src=x onerror=alert(1)>`"}]},
-    }  # fmt: skip
-    receipt = {
-        "bigmodel": proof, "split": "test", "weights": "w1",
-        "transformers": {**proof, "loader": "transformers 5", "largest_logit_difference": 1e-5}
-        if portable else {"proof": "none: loadable by bigmodel alone"},
-    }  # fmt: skip
-    state = {"step": 500, "tokens": 1_000_000, "elapsed": 61.4}
+    proof = Proof(proof="passed", texts=4, largest_logit_difference=0.0, greedy_tokens=128,
+                  greedy_identical=128)  # fmt: skip
+    loaded = replace(proof, loader="transformers 5", largest_logit_difference=1e-5)
+    options = {"optimizer": "muon", "seed": 0, "from_": "",
+               **({"objective": "next"} if name == "language" else {})}  # fmt: skip
+    known = RunConfig(
+        run="default", task=name, data_fingerprint="d1", model={}, fingerprint="f1",
+        hardware=Hardware(device="cpu", name="AMD | EPYC <9755>"),
+        resolved=Resolved(batch_size=8, micro_batch=8, threads=1, precision="bf16",
+                          learning_rate=0.006, device="cpu", length=Length(500, None, "")),
+        **{"options": options, **training},
+    )  # fmt: skip
+    names = ("data.jsonl", "a`<img src=x onerror=alert(1)>`")
+    data = DataManifest(
+        task=name, unit=task.unit_name, measure=task.measure, fingerprint="d1",
+        splits=dict.fromkeys(("train", "val", "test"), split),
+        ledger=LedgerRecord(
+            came_in=Amount(rows=271, bytes=27100), kept=Amount(rows=270, bytes=27000),
+            dropped={"empty": Reason(rows=1, bytes=100, where=["a, line 1"])}, removed={},
+        ),
+        recipe=Recipe(inputs=[Input(name=name, sha256="") for name in names], options={}),
+        command=Command(sources=[], exclude=[]), preprocessor={},
+    )  # fmt: skip
+    receipt = Receipt(
+        bigmodel=proof, split="test", weights="w1", run="default", checkpoint="", evaluated=False,
+        transformers=loaded if portable else Proof(proof="none: loadable by bigmodel alone"),
+    )  # fmt: skip
+    state = CheckpointState(step=500, tokens=1_000_000, elapsed=61.4, files={})
     return card("bigmodel-default", task, config, known, state, data, None, receipt, portable)
 
 

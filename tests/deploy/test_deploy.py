@@ -51,7 +51,7 @@ def test_a_causal_transformer_loads_in_transformers_and_answers_the_same(
     trained: Path, run: str
 ) -> None:
     done = deploy(trained, run)
-    proof = done.receipt["transformers"]
+    proof = done.receipt.transformers
     assert proof["proof"] == "passed"
     assert proof["largest_logit_difference"] < 1e-4
     assert proof["greedy_identical"] == proof["greedy_tokens"] > 0
@@ -75,8 +75,8 @@ def test_a_causal_transformer_loads_in_transformers_and_answers_the_same(
 def test_other_models_say_that_bigmodel_alone_loads_them(trained: Path, run: str) -> None:
     done = deploy(trained, run)
     assert done.layout == "native"
-    assert done.receipt["bigmodel"]["proof"] == "passed"
-    assert "loadable by bigmodel alone" in done.receipt["transformers"]["proof"]
+    assert done.receipt.bigmodel.proof == "passed"
+    assert "loadable by bigmodel alone" in done.receipt.transformers.proof
     assert not (done.folder / "config.json").exists()
     assert "Only bigmodel loads it" in (done.folder / "README.md").read_text("utf-8")
     prompt = "Last year a<|mask|>" if run == "masked" else "Last year a"
@@ -93,15 +93,15 @@ def test_what_fewer_bits_cost_is_in_the_receipt(work: Path, run: str) -> None:
     assert "precision" not in wide.receipt
     done = deploy(work, run, precision="int8")
     assert not done.fresh  # another precision is another bundle
-    assert (wide.receipt["answers_in"], done.receipt["answers_in"]) == ("fp32", "int8")
-    effect = done.receipt["precision"]
+    assert (wide.receipt.answers_in, done.receipt.answers_in) == ("fp32", "int8")
+    effect = done.receipt.precision
     assert effect["name"] == "int8"
     assert effect["metric"] == ("pseudo_perplexity" if run == "masked" else "bits_per_byte")
     assert effect["int8"] != effect["fp32"]
     assert effect["int8"] == pytest.approx(effect["fp32"], rel=0.02)
     card = (done.folder / "README.md").read_text("utf-8")
     assert f"Answers in int8: {effect['metric']}" in card
-    assert f"first {effect['terms']:,} targets of the {done.receipt['split']} split" in card
+    assert f"first {effect['terms']:,} targets of the {done.receipt.split} split" in card
     assert deploy(work, run, precision="int8").fresh
     kinds = [{type(m).__name__ for m in Predictor(done.folder, "cpu", 1, precision).model.modules()}
              for precision in ("auto", "fp32")]  # fmt: skip
@@ -134,7 +134,7 @@ def test_the_card_says_whether_the_model_was_evaluated(work: Path) -> None:
     evaluate(work)
     second = deploy(work)
     assert not second.fresh  # an evaluation is news to the card
-    assert [done.receipt["evaluated_in"] for done in (first, second)] == [None, "fp32"]
+    assert [done.receipt.evaluated_in for done in (first, second)] == [None, "fp32"]
     card = (second.folder / "README.md").read_text("utf-8")
     for words in ("bits_per_byte", "kneser_ney_5", "came in", "stories.jsonl", "Qwen3ForCausalLM"):
         assert words in card
@@ -152,8 +152,8 @@ def test_without_transformers_the_proof_is_said_not_to_have_run(
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     done = deploy(work, force=True)
-    assert "not run" in done.receipt["transformers"]["proof"]
-    assert done.receipt["bigmodel"]["proof"] == "passed"
+    assert "not run" in done.receipt.transformers.proof
+    assert done.receipt.bigmodel.proof == "passed"
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_the_comparison_notices_one_other_token() -> None:
     model = SequenceModel(config).eval()
     texts = [{"tokens_BT": torch.tensor([[1, 2, 3, 4]])}]
     write = receipt.greedy(model)
-    assert receipt.compare(model, texts, model, write, "it")["greedy_identical"] == 14
+    assert receipt.compare(model, texts, model, write, "it").greedy_identical == 14
 
     def off(tokens_BT: torch.Tensor) -> torch.Tensor:
         return model(tokens_BT) + 2e-3
@@ -205,7 +205,7 @@ def test_which_checkpoint(work: Path) -> None:
     document = json.loads((Workdir(work).run("default").bundle / "receipt.json").read_text())
     assert document["checkpoint"] == "step-00000020"
     state = checkpoint.read_state(Workdir(work).run("default").checkpoints / "step-00000020")
-    assert document["weights"] == state["files"]["model.safetensors"]["sha256"]
+    assert document["weights"] == state.weights
 
 
 def test_weights_are_readable_by_others_as_the_umask_says(work: Path) -> None:

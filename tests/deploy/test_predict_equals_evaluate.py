@@ -145,7 +145,7 @@ def test_sentences_are_translated_as_they_were_scored(empty: Cli) -> None:
                        "--tokenizer", "chars")  # fmt: skip
     answers = [a["target"] for a in predicted(empty, "source", [row["source"] for row in held])]
     place = Workdir(empty.work)
-    split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
+    split = Split(place.data, place.read_data().splits["test"].shards)
     assert len(split) == len(held)
     texts = {
         tuple(split.values(name, unit, unit + 1).tobytes().decode() for name in row)
@@ -218,7 +218,7 @@ def test_a_model_of_language_reads_the_tokens_that_were_scored(empty: Cli) -> No
     empty.works("train", *SMALL, "--steps", "1")
     empty.works("deploy")
     place = Workdir(empty.work)
-    split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
+    split = Split(place.data, place.read_data().splits["test"].shards)
     predictor = Predictor(place.run("default").bundle, "cpu", 1)
     scored = [split.values("tokens", unit, unit + 1).tolist() for unit in range(len(split))]
     read = [predictor.request({"prompt": text}, {}).prompt for text in held]

@@ -25,6 +25,7 @@ from openai.types import Completion
 from bigmodel_cli.artifacts import checkpoint, tokenizer
 from bigmodel_cli.artifacts.bundle import FILE as BUNDLE
 from bigmodel_cli.artifacts.manifest import file_info, write_json
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.deploy import server
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.errors import UsageError
@@ -68,7 +69,7 @@ def bundle(folder: Path, objective: str, steps: int) -> Predictor:
         loss.backward()
         optimizer.step()
     checkpoint.save_tensors(folder / checkpoint.MODEL, model.state_dict())
-    files = {path.name: file_info(path) for path in folder.iterdir()}
+    files = {path.name: as_json(file_info(path)) for path in folder.iterdir()}
     write_json(folder / BUNDLE, {"files": files, "model": config.to_json(), **MANIFEST})
     return Predictor(folder, "cpu", threads=1)
 

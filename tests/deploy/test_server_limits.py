@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect
 from bigmodel_cli.artifacts import checkpoint, tokenizer
 from bigmodel_cli.artifacts.bundle import FILE as BUNDLE
 from bigmodel_cli.artifacts.manifest import file_info, write_json
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.deploy import connections, limits
 from bigmodel_cli.deploy.limits import MOST_VALUES, Bodies, count_values, parse
 from bigmodel_cli.deploy.model_thread import ModelThread
@@ -74,7 +75,7 @@ def write_bundle(folder: Path, task: Task) -> Path:
         "transformer", "nano", task.shape(), width=32, layers=2, heads=2, hidden=64
     )
     checkpoint.save_tensors(folder / checkpoint.MODEL, SequenceModel(config).state_dict())
-    files = {path.name: file_info(path) for path in folder.iterdir()}
+    files = {path.name: as_json(file_info(path)) for path in folder.iterdir()}
     manifest = {"name": "tiny", "layout": "native", "task": task.name, "fingerprint": "",
                 "training": "", "data_fingerprint": ""}  # fmt: skip
     write_json(folder / BUNDLE, {"files": files, "model": config.to_json(), **manifest})

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.statistics import Partial
 from bigmodel_cli.artifacts.workdir import Workdir
@@ -61,7 +62,7 @@ def test_the_figures_are_those_of_scoring_one_token_at_a_time(trained: Path) -> 
     from bigmodel_cli.artifacts.checkpoint import load_tensors
 
     model = build(ModelConfig.from_json(config["model"]), load_tensors(weights), "")
-    split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
+    split = Split(place.data, place.read_data().splits["test"].shards)
     context, stride = 32, 16
     nats, tokens, size, correct = 0.0, 0, 0, 0
     starts = [*np.flatnonzero(split.column("start")).tolist(), len(split)]
@@ -89,14 +90,14 @@ def test_the_figures_are_those_of_scoring_one_token_at_a_time(trained: Path) -> 
 
 def test_metrics_fit_together(trained: Path) -> None:
     metrics = document(trained)["metrics"]
-    split = Workdir(trained).read_data()["splits"]["test"]
+    split = Workdir(trained).read_data().splits["test"]
     assert metrics["perplexity"]["value"] == pytest.approx(math.exp(metrics["loss"]["value"]))
-    starts = Split(Workdir(trained).data, split["shards"]).column("start").sum()
-    bits = metrics["loss"]["value"] * (split["tokens"] - starts) / math.log(2)
-    assert metrics["bits_per_byte"]["value"] == pytest.approx(bits / split["bytes"])
+    starts = Split(Workdir(trained).data, split.shards).column("start").sum()
+    bits = metrics["loss"]["value"] * (split.tokens - starts) / math.log(2)
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(bits / split.bytes)
     for entry in metrics.values():
         assert entry["low"] < entry["value"] < entry["high"]
-        assert entry["n"] == split["units"]
+        assert entry["n"] == split.units
 
 
 def test_baselines_stand_beside_the_model_and_the_strongest_is_named(trained: Path) -> None:
@@ -111,10 +112,10 @@ def test_baselines_stand_beside_the_model_and_the_strongest_is_named(trained: Pa
 
 @pytest.mark.slow
 def test_a_masked_model_gets_pseudo_perplexity(trained: Path) -> None:
-    found = evaluate(trained, "masked").document
+    found = as_json(evaluate(trained, "masked").evaluation)
     assert set(found["metrics"]) == {"pseudo_perplexity", "loss", "masked_accuracy"}
-    split = Workdir(trained).read_data()["splits"]["test"]
-    assert found["metrics"]["loss"]["n"] == split["units"]
+    split = Workdir(trained).read_data().splits["test"]
+    assert found["metrics"]["loss"]["n"] == split.units
     assert 1 < found["metrics"]["pseudo_perplexity"]["value"] < 400
     assert "<|mask|>" in found["samples"][0]["prompt"]
 
@@ -123,16 +124,16 @@ def test_a_masked_model_gets_pseudo_perplexity(trained: Path) -> None:
 def test_up_to_date_evaluations_still_judge_their_gates(work: Path) -> None:
     again = evaluate(work, require=("bits_per_byte<=0.1",))
     assert again.fresh
-    assert again.document["gates"][0]["passed"] is False
-    assert evaluate(work, require=("bits_per_byte<=99",)).document["gates"][0]["passed"] is True
+    assert again.evaluation.gates[0].passed is False
+    assert evaluate(work, require=("bits_per_byte<=99",)).evaluation.gates[0].passed is True
     assert not evaluate(work, split="val").fresh
     assert not evaluate(work, split="val", force=True).fresh
 
 
 @pytest.mark.slow
 def test_the_same_evaluation_twice_is_the_same(work: Path) -> None:
-    first = evaluate(work, force=True).document
-    second = evaluate(work, force=True).document
+    first = as_json(evaluate(work, force=True).evaluation)
+    second = as_json(evaluate(work, force=True).evaluation)
     assert first == second
 
 
@@ -187,7 +188,7 @@ def test_a_failed_gate_is_one_document_with_json(work: Path) -> None:
 
 
 def test_another_checkpoint_and_what_is_not_there(work: Path) -> None:
-    first = evaluate(work, checkpoint="last").document
+    first = as_json(evaluate(work, checkpoint="last").evaluation)
     assert first["checkpoint"] == "step-00000006"
     with pytest.raises(ArtifactError, match="step-00000099"):
         evaluate(work, checkpoint="step-99")

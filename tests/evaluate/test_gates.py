@@ -10,10 +10,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from bigmodel_cli.artifacts.records import (
+    BaselineRecord,
+    DifferenceRecord,
+    EarlierEvaluation,
+    Evaluation,
+    GateRecord,
+    MetricRecord,
+    as_json,
+)
 from bigmodel_cli.artifacts.statistics import Collector, Statistics, UnitStatistics, identify
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.evaluate import gates
@@ -38,14 +49,31 @@ def statistics(bits: NDArray[Any], sizes: NDArray[Any], hits: NDArray[Any]) -> S
     return collector.statistics()
 
 
-def document(found: Statistics, **protocol: str) -> dict[str, Any]:
+def evaluation(found: Statistics, **protocol: str) -> Evaluation:
     sums = found.sums()
     draws = resample({"m": found}, METRICS, 0)["m"]
     values = {}
     for metric in METRICS:
         low, high = interval(draws, metric.name, found.units)
-        values[metric.name] = {"value": float(metric.value(sums)), "low": low, "high": high}
-    return {"metrics": values, "unit": "documents", "protocol": {**PROTOCOL, **protocol}}
+        values[metric.name] = MetricRecord(
+            value=float(metric.value(sums)),
+            low=low,
+            high=high,
+            n=found.units,
+            higher_is_better=metric.higher_is_better,
+        )
+    names = ("task", "run", "checkpoint", "split", "data_fingerprint", "fingerprint", "weights")
+    return Evaluation(
+        metrics=values,
+        unit="documents",
+        protocol={**PROTOCOL, **protocol},
+        baseline={},
+        baselines={},
+        samples=[],
+        environment={},
+        gates=[],
+        **dict.fromkeys(names, ""),
+    )
 
 
 def units(count: int, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -58,17 +86,20 @@ def units(count: int, seed: int = 0) -> dict[str, NDArray[Any]]:
 def judged(
     rule: str, ours: Statistics, theirs: Statistics, *, paired: bool = True,
     ids: tuple[NDArray[Any], NDArray[Any]] | None = None, **protocol: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> GateRecord:  # fmt: skip
     """One rule's verdict, with `theirs` as what was before and as the baseline."""
     mine, other = ids or (np.arange(ours.units, dtype=np.uint64),) * 2
-    before = document(theirs, **protocol)
-    found = document(ours)
-    found["baseline"] = {
-        name: {"value": entry["value"], "name": "b"} for name, entry in before["metrics"].items()
+    before = evaluation(theirs, **protocol)
+    baseline = {
+        name: BaselineRecord(value=entry.value or 0.0, name="b")
+        for name, entry in before.metrics.items()
     }
+    found = replace(evaluation(ours), baseline=baseline)
     own = UnitStatistics(mine, ours, {"b": theirs})
     beside = UnitStatistics(other, theirs, {}) if paired else None
-    earlier = Earlier(Path("main.json"), before, beside, "")
+    earlier = Earlier(
+        Path("main.json"), msgspec.convert(as_json(before), EarlierEvaluation), beside, ""
+    )
     figures = Figures(METRICS, found)
     figures.resample(own, earlier, 0, lambda _: None)
     return gates.judge(gates.parse([rule], METRICS, True), figures)[0]
@@ -106,17 +137,17 @@ def test_rules_on_a_certain_difference(
     pair: tuple[Statistics, Statistics], rule: str, source: str, passed: bool
 ) -> None:
     gate = judged(rule.format(source), *pair)
-    assert gate["passed"] is passed
+    assert gate.passed is passed
     metric = rule.split("<")[0].split(">")[0].strip()
     value = float(next(m for m in METRICS if m.name == metric).value(pair[0].sums()))
-    assert gate["value"] == pytest.approx(value)
-    assert gate["difference"]["value"] == pytest.approx(value - gate["bound"])
-    assert gate["paired"] is ("{}" in rule)
+    assert gate.value == pytest.approx(value)
+    assert gate.difference.value == pytest.approx(value - gate.bound)
+    assert gate.paired is ("{}" in rule)
     if "{}" in rule:
-        assert gate["difference"]["low"] <= gate["difference"]["value"] + 1e-9
-        assert gate["difference"]["high"] >= gate["difference"]["value"] - 1e-9
+        assert gate.difference.low <= gate.difference.value + 1e-9
+        assert gate.difference.high >= gate.difference.value - 1e-9
     else:
-        assert gate["difference"]["low"] is None
+        assert gate.difference.low is None
 
 
 @pytest.mark.parametrize(
@@ -130,25 +161,25 @@ def test_what_is_unclear_passes_without_a_margin_only(rule: str, passed: bool) -
     shaken = known["bits"] * (1 + 0.05 * (-1.0) ** np.arange(100))  # to and fro
     ours, theirs = statistics(**known), statistics(**{**known, "bits": shaken})
     gate = judged(rule, ours, theirs)
-    assert gate["passed"] is passed
+    assert gate.passed is passed
     if "%" not in rule:
-        assert gate["difference"]["low"] < 0 < gate["difference"]["high"]
+        assert gate.difference.low < 0 < gate.difference.high
 
 
 @pytest.mark.parametrize("rule", ["bits_per_byte<=previous", "bits_per_byte<=previous+0.5%"])
 def test_a_model_passes_against_itself(rule: str) -> None:
     same = statistics(**units(50))
     gate = judged(rule, same, same)
-    assert gate["passed"]
-    assert not judged("bits_per_byte<previous", same, same)["passed"]
-    plain = judged("bits_per_byte<=previous", same, same)["difference"]
-    assert plain == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert gate.passed
+    assert not judged("bits_per_byte<previous", same, same).passed
+    plain = judged("bits_per_byte<=previous", same, same).difference
+    assert plain == DifferenceRecord(value=0.0, low=0.0, high=0.0)
 
 
 def test_the_last_bits_of_a_sum_are_no_difference() -> None:
     known = units(80)
     shaken = {**known, "bits": known["bits"] * (1 + 1e-8)}  # every unit a little worse
-    assert judged("bits_per_byte<=previous", statistics(**shaken), statistics(**known))["passed"]
+    assert judged("bits_per_byte<=previous", statistics(**shaken), statistics(**known)).passed
 
 
 def test_units_in_another_order_are_the_same_units(pair: tuple[Statistics, Statistics]) -> None:
@@ -158,9 +189,9 @@ def test_units_in_another_order_are_the_same_units(pair: tuple[Statistics, Stati
     moved = pair[1].take(order)
     gate = judged("bits_per_byte<=previous", pair[0], moved, ids=(ids, ids[order]), data="b")
     plain = judged("bits_per_byte<=previous", *pair)
-    assert gate["paired"]
-    assert gate["difference"] == pytest.approx(plain["difference"], rel=1e-9)
-    assert not gate["passed"]
+    assert gate.paired
+    assert as_json(gate.difference) == pytest.approx(as_json(plain.difference), rel=1e-9)
+    assert not gate.passed
 
 
 def test_other_units_are_refused_with_their_counts(pair: tuple[Statistics, Statistics]) -> None:
@@ -170,14 +201,14 @@ def test_other_units_are_refused_with_their_counts(pair: tuple[Statistics, Stati
     assert "main.json" in caught.value.message
     # the same data that a lossy tokenizer told otherwise are in the same order
     gate = judged("bits_per_byte<=previous", *pair, ids=(mine, other), tokenization="x")
-    assert gate["paired"]
+    assert gate.paired
 
 
 def test_figures_of_different_protocols_are_refused(pair: tuple[Statistics, Statistics]) -> None:
     with pytest.raises(UsageError, match="data: b → a"):
         judged("bits_per_byte<=previous", *pair, paired=False, data="b")
     other = {"tokenization": "another"}
-    assert judged("bits_per_byte>=previous", *pair, **other)["passed"]  # bytes are bytes
+    assert judged("bits_per_byte>=previous", *pair, **other).passed  # bytes are bytes
     with pytest.raises(UsageError, match="tokenization"):
         judged("accuracy>=previous", *pair, **other)
 
@@ -186,11 +217,11 @@ def test_without_its_statistics_an_earlier_figure_has_the_noise_of_its_interval(
     pair: tuple[Statistics, Statistics],
 ) -> None:
     gate = judged("bits_per_byte<=previous", *pair, paired=False)
-    assert gate["passed"]  # 1 % is nothing beside the noise of 200 units
-    assert not gate["paired"]
-    spread = gate["difference"]["high"] - gate["difference"]["low"]
-    intervals = [document(part)["metrics"]["bits_per_byte"] for part in pair]
-    deviations = [(i["high"] - i["low"]) / (2 * 1.96) for i in intervals]
+    assert gate.passed  # 1 % is nothing beside the noise of 200 units
+    assert not gate.paired
+    spread = gate.difference.high - gate.difference.low
+    intervals = [evaluation(part).metrics["bits_per_byte"] for part in pair]
+    deviations = [(i.high - i.low) / (2 * 1.96) for i in intervals]
     assert spread == pytest.approx(2 * 1.645 * math.hypot(*deviations), rel=0.1)
 
 
@@ -241,7 +272,7 @@ def simulated(
         bounds = difference(*values, count, draws["a"][metric], draws["b"][metric])
         for name in found:
             found[name].append(getattr(bounds, name))
-    return found, float(np.std(found["value"]))
+    return found, float(np.std(found.value))
 
 
 @pytest.mark.slow
@@ -295,7 +326,7 @@ def test_one_unit_gives_no_interval() -> None:
     metrics: list[Metric] = [exponential("e", METRICS[0])]
     assert interval(resample({"m": one}, metrics, 0)["m"], "e", 1) == (None, None)
     gate = judged("bits_per_byte<=previous", one, one)
-    assert (gate["passed"], gate["difference"]["low"], gate["paired"]) == (True, None, False)
+    assert (gate.passed, gate.difference.low, gate.paired) == (True, None, False)
 
 
 # The command -------------------------------------------------------------------------------------

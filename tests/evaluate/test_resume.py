@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.statistics import (
     Collector,
@@ -121,8 +122,8 @@ def test_a_unit_has_one_id_in_all_data_that_hold_it(trained: Path, tmp_path: Pat
         data = place.read_data()
         task = load_task(place.preprocessor, "")
         found: list[int] = []
-        for split in data["splits"].values():
-            found += identify(task.contents(Split(place.data, split["shards"]))).tolist()
+        for split in data.splits.values():
+            found += identify(task.contents(Split(place.data, split.shards))).tolist()
         return set(found)
 
     prepare(tmp_path / "b", pairs(tmp_path), tokenizer="bytes", seed=1)
@@ -248,15 +249,15 @@ def test_a_signal_stops_the_command_and_the_same_command_continues(cli: Cli) -> 
 
 @pytest.mark.slow
 def test_a_sample_is_the_same_for_model_answers_and_baselines(trained: Path) -> None:
-    found = evaluate(trained, limit=20, force=True).document
+    found = as_json(evaluate(trained, limit=20, force=True).evaluation)
     assert {metric["n"] for metric in found["metrics"].values()} == {20}
     assert found["protocol"]["sample"] == "20 of 91 pairs, drawn by --seed 0"
     place = Workdir(trained).run("default")
     own = UnitStatistics.read(place.statistics, found["statistics"])
     assert {own.model.units, *(part.units for part in own.baselines.values())} == {20}
     whole = evaluate(trained, force=True)
-    every = UnitStatistics.read(place.statistics, whole.document["statistics"])
-    assert "sample" not in whole.document["protocol"]
+    every = UnitStatistics.read(place.statistics, whole.evaluation.statistics)
+    assert "sample" not in whole.evaluation.protocol
     assert set(own.ids.tolist()) < set(every.ids.tolist())
     places = {unit: row for row, unit in enumerate(every.ids.tolist())}
     rows = [places[unit] for unit in own.ids.tolist()]
@@ -266,7 +267,7 @@ def test_a_sample_is_the_same_for_model_answers_and_baselines(trained: Path) -> 
         )
     np.testing.assert_allclose(dense(own.model)[:, 0], dense(every.model)[rows, 0], rtol=1e-4)
     assert (
-        evaluate(trained, limit=1000, force=True).document["protocol"] == whole.document["protocol"]
+        evaluate(trained, limit=1000, force=True).evaluation.protocol == whole.evaluation.protocol
     )
 
 
@@ -278,9 +279,9 @@ def test_parts_of_a_long_text_are_scored_whole(tmp_path: Path) -> None:
     work = tmp_path / "work"
     prepare(work, path, tokenizer="bytes", test="0.3")
     train(work, steps=1)
-    total = Workdir(work).read_data()["splits"]["test"]["units"]
+    total = Workdir(work).read_data().splits["test"].units
     assert total >= 6
-    found = evaluate(work, limit=4).document
+    found = as_json(evaluate(work, limit=4).evaluation)
     place = Workdir(work)
     own = UnitStatistics.read(place.run("default").statistics, found["statistics"])
     _, tokens, size, _ = dense(own.model).T

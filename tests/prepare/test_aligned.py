@@ -107,14 +107,14 @@ def test_what_changes_in_either_file_or_in_their_order_is_built_again(tmp_path: 
     work = tmp_path / "w"
     whole: dict[str, Any] = {"tokenizer": "bytes", "val": "0", "test": "0"}
     first = prepare(work, *files, **whole).manifest
-    assert first["task"] == "translation"
+    assert first.task == "translation"
     assert prepare(work, *files, **whole).fresh
-    assert [item["name"] for item in first["recipe"]["inputs"]] == ["a.en", "a.de"]
+    assert [item.name for item in first.recipe.inputs] == ["a.en", "a.de"]
     again = prepare(work, *files[::-1], **whole)  # the other direction
     assert not again.fresh
     (tmp_path / "a.de").write_text((tmp_path / "a.de").read_text().replace("59", "60"))
     assert not prepare(work, *files[::-1], **whole).fresh
-    assert Workdir(work).read_data()["ledger"]["in"]["rows"] == 60
+    assert Workdir(work).read_data().ledger.came_in.rows == 60
 
 
 def test_of_three_languages_two_must_be_named(tmp_path: Path) -> None:
@@ -129,4 +129,4 @@ def test_of_three_languages_two_must_be_named(tmp_path: Path) -> None:
                 column=("source=fr", "target=fr"))  # fmt: skip
     made = prepare(tmp_path / "w", *files, task="translation", tokenizer="bytes",
                    column=("source=fr", "target=en"))  # fmt: skip
-    assert made.manifest["ledger"]["kept"]["rows"] == 60
+    assert made.manifest.ledger.kept.rows == 60

@@ -48,7 +48,7 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def split(cli: Cli, name: str = "train") -> Split:
-    return Split(cli.work / "data", Workdir(cli.work).read_data()["splits"][name]["shards"])
+    return Split(cli.work / "data", Workdir(cli.work).read_data().splits[name].shards)
 
 
 def labelled(cli: Cli, name: str = "train") -> set[tuple[str, str]]:
@@ -167,7 +167,7 @@ def test_an_object_is_a_row_where_a_task_knows_its_columns(empty: Cli) -> None:
         )
     said = prepared(empty, "in", *ALL)
     assert "task chat: messages from `messages`, in 5 files of records" in said
-    assert Workdir(empty.work).read_data()["splits"]["train"]["units"] == 5
+    assert Workdir(empty.work).read_data().splits["train"].units == 5
 
 
 @pytest.mark.slow

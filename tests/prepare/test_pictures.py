@@ -56,8 +56,8 @@ def prepared(work: Path) -> dict[bytes, str]:
     data = Workdir(work).read_data()
     task: Any = load_task(work / "data" / "preprocessor", "")
     found = {}
-    for part in data["splits"].values():
-        split = Split(work / "data", part["shards"])
+    for part in data.splits.values():
+        split = Split(work / "data", part.shards)
         labels = split.column("label")
         for i in range(len(split)):
             found[split.values("pixels", i, i + 1).tobytes()] = task.labels[int(labels[i])]
@@ -135,13 +135,13 @@ def test_every_format_gives_the_same(write: Writer, tmp_path: Path) -> None:
     x, y = pictures()
     source = write(tmp_path / "in", x, y)
     done = prepare(tmp_path / "work", source, val="0.2", test="0.2")
-    assert done.manifest["task"] == TASK  # told by the sources
+    assert done.manifest.task == TASK  # told by the sources
     wanted = {pixels.tobytes(): label for pixels, label in zip(x, y, strict=True)}
     if write is idx_files:
         wanted = {k: str(NAMES.index(v)) for k, v in wanted.items()}
     assert prepared(tmp_path / "work") == wanted
-    assert done.manifest["ledger"]["kept"]["rows"] == COUNT
-    assert not done.manifest["ledger"]["dropped"]
+    assert done.manifest.ledger.kept.rows == COUNT
+    assert not done.manifest.ledger.dropped
     assert prepare(tmp_path / "work", source, val="0.2", test="0.2").fresh
 
 
@@ -158,7 +158,7 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = datasets.Dataset.from_dict(rows, features)
     monkeypatch.setattr(sources, "load_hub", lambda _: data)
     done = prepare(tmp_path / "work", "hf:somebody/pictures", val="0", test="0.2")
-    assert done.manifest["task"] == TASK
+    assert done.manifest.task == TASK
     assert prepared(tmp_path / "work") == {
         pixels.tobytes(): label for pixels, label in zip(x, y, strict=True)
     }
@@ -188,7 +188,7 @@ def test_small_parts_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     x[17], y[17] = x[3], y[3]
     idx_files(tmp_path / "twice", x, y)
     done = prepare(tmp_path / "work", tmp_path / "twice", val="0", test="0.2")
-    where = done.manifest["ledger"]["dropped"]["duplicate_exact"]["where"]
+    where = done.manifest.ledger.dropped["duplicate_exact"].where
     assert where == ["some-images-idx3-ubyte.gz, image 18"]
 
 
@@ -223,7 +223,7 @@ def test_splits_by_folder_and_by_name(tmp_path: Path) -> None:
             file.replace(tmp_path / "b" / file.name.replace("some", name))
     for name in ("a", "b"):
         done = prepare(tmp_path / f"work-{name}", tmp_path / name, val="0")
-        counts = {k: v["units"] for k, v in done.manifest["splits"].items()}
+        counts = {k: v.units for k, v in done.manifest.splits.items()}
         assert counts == {"train": 16, "val": 0, "test": 8}, name
 
 
@@ -263,11 +263,11 @@ def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         done = prepare(tmp_path / "work", root, val="0", test="0.2")
-    ledger = done.manifest["ledger"]
-    assert {k: v["rows"] for k, v in ledger["dropped"].items()} == {"unreadable": 4, "too_large": 2}
-    assert ledger["dropped"]["too_large"]["bytes"] == len(bad["bomb.png"]) + len(bad["large.png"])
-    assert sorted(ledger["dropped"]["too_large"]["where"]) == ["owl/bomb.png", "owl/large.png"]
-    assert ledger["kept"]["rows"] == COUNT + 1
+    ledger = done.manifest.ledger
+    assert {k: v.rows for k, v in ledger.dropped.items()} == {"unreadable": 4, "too_large": 2}
+    assert ledger.dropped["too_large"].bytes == len(bad["bomb.png"]) + len(bad["large.png"])
+    assert sorted(ledger.dropped["too_large"].where) == ["owl/bomb.png", "owl/large.png"]
+    assert ledger.kept.rows == COUNT + 1
     assert prepared(tmp_path / "work")[good.tobytes()] == "owl"
 
 
@@ -279,9 +279,9 @@ def test_rows_that_name_no_picture_are_counted(tmp_path: Path) -> None:
     with (root / "rows.csv").open("a") as file:
         file.write("\n" + "\n".join(rows))
     done = prepare(tmp_path / "work", root / "rows.csv", val="0", test="0.2")
-    dropped = {k: v["rows"] for k, v in done.manifest["ledger"]["dropped"].items()}
+    dropped = {k: v.rows for k, v in done.manifest.ledger.dropped.items()}
     assert dropped == {"unreadable": 4, "malformed": 1, "no_label": 1}
-    assert done.manifest["ledger"]["dropped"]["unreadable"]["where"][0] == "rows.csv, line 26"
+    assert done.manifest.ledger.dropped["unreadable"].where[0] == "rows.csv, line 26"
 
 
 def test_a_named_file_is_part_of_its_source(tmp_path: Path) -> None:
@@ -412,12 +412,12 @@ def test_images_among_texts_are_not_text(tmp_path: Path) -> None:
     for number in range(4):
         (root / f"page{number}.md").write_text(f"Words about cat {number} and dogs.\n" * 20)
     done = prepare(tmp_path / "work", root, val="0", test="0")
-    assert done.manifest["task"] == "language"
-    assert done.manifest["ledger"]["in"]["rows"] == 4
-    assert not done.manifest["ledger"]["dropped"]
+    assert done.manifest.task == "language"
+    assert done.manifest.ledger.came_in.rows == 4
+    assert not done.manifest.ledger.dropped
     files = sorted(path for path in root.rglob("*") if path.is_file())
     done = prepare(tmp_path / "work", *files, task="language", val="0", test="0")
-    assert done.manifest["ledger"]["dropped"]["unreadable"]["rows"] == 3
+    assert done.manifest.ledger.dropped["unreadable"].rows == 3
 
 
 def test_no_pictures(tmp_path: Path) -> None:
@@ -475,5 +475,5 @@ def test_the_form_is_that_of_pictures_that_can_be_read(tmp_path: Path) -> None:
         (tmp_path / "in" / f"1{label}").mkdir(exist_ok=True)
         (tmp_path / "in" / f"1{label}" / f"{number}.png").write_bytes(png(image))
     made = prepare(tmp_path / "work", tmp_path / "in", val="0", test="0.2").manifest
-    assert made["ledger"]["dropped"]["unreadable"]["rows"] == 1100
+    assert made.ledger.dropped["unreadable"].rows == 1100
     assert x[3].tobytes() in prepared(tmp_path / "work")

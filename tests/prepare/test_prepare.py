@@ -27,6 +27,7 @@ import pytest
 
 from bigmodel_cli.artifacts import tokenizer
 from bigmodel_cli.artifacts.manifest import read_json, write_json
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir, lock
 from bigmodel_cli.config import PrepareConfig
@@ -69,7 +70,7 @@ def prepare(
 
 def splits(work: Path) -> dict[str, Split]:
     manifest = Workdir(work).read_data()
-    return {name: Split(work / "data", part["shards"]) for name, part in manifest["splits"].items()}
+    return {name: Split(work / "data", part.shards) for name, part in manifest.splits.items()}
 
 
 def units(work: Path) -> dict[str, list[str]]:
@@ -80,7 +81,7 @@ def units(work: Path) -> dict[str, list[str]]:
         texts = [made.decode(split.values("tokens", i, i + 1).tolist()) for i in range(len(split))]
         sizes = [len(text.encode()) for text in texts]
         assert split.column("bytes").tolist() == sizes
-        assert Workdir(work).read_data()["splits"][name]["bytes"] == sum(sizes)
+        assert Workdir(work).read_data().splits[name].bytes == sum(sizes)
         found[name] = texts
     return found
 
@@ -161,7 +162,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
         work = tmp_path / f"work-{name}"
         made = prepare(work, tmp_path / name, document_separator="##", **ALL)
         assert units(work)["train"] == texts, name
-        shards.add(made.manifest["splits"]["train"]["content"])
+        shards.add(made.manifest.splits["train"].content)
     assert len(shards) == 1
 
 
@@ -176,7 +177,7 @@ def test_several_sources_globs_and_exclusions(
     Path("five.txt").write_text("from five")
     made = prepare(Path("work"), "five.txt", "a/**/*.jsonl", exclude=("*/tests/*",), **ALL)
     assert units(Path("work"))["train"] == ["from five", "from two", "from one"]
-    inputs = [source["name"] for source in made.manifest["recipe"]["inputs"]]
+    inputs = [source.name for source in made.manifest.recipe.inputs]
     assert inputs == ["five.txt", "deep/two.jsonl", "one.jsonl"]
 
 
@@ -258,10 +259,10 @@ def test_the_units_of_a_text_file_are_its_bytes(tmp_path: Path, kind: str) -> No
         found = units(work)["train"]
         assert len(found) > 5
         assert "".join(found) == clean
-        ledger = made.manifest["ledger"]
-        assert ledger["in"]["bytes"] == len(text.encode())
-        assert ledger["kept"]["bytes"] == len(clean.encode())
-        assert not ledger["dropped"]
+        ledger = made.manifest.ledger
+        assert ledger.came_in.bytes == len(text.encode())
+        assert ledger.kept.bytes == len(clean.encode())
+        assert not ledger.dropped
         tokens = int(splits(work)["train"].lengths("tokens").sum()) - 2
         expected = {"bytes": len(clean.encode()), "chars": len(clean)}
         assert tokens == expected.get(kind, tokens) <= len(clean.encode())
@@ -368,7 +369,7 @@ def test_every_row_of_a_messy_mixture_is_accounted_for(tmp_path: Path) -> None:
     (folder / "d.txt").write_text("a document of records")
     (folder / "e.txt").write_bytes(b"")
     made = prepare(tmp_path / "work", *sorted(folder.iterdir()), min_chars=10, **ALL)
-    assert made.manifest["ledger"] == {
+    assert as_json(made.manifest.ledger) == {
         "in": {"rows": 13, "bytes": 23 + 1 + 0 + 3 + 5 + 23 + 25 + 23 + 16 + 21 + 11 + 21 + 0},
         "kept": {"rows": 3, "bytes": 23 + 23 + 21},
         "dropped": {
@@ -406,14 +407,14 @@ def test_random_mixtures_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             came += len(lines)
             (folder / f"{file}.jsonl").write_text("\n".join(lines))
         made = prepare(tmp_path / f"work-{number}", folder, min_chars=5, val="0.3", test="0.3")
-        ledger = made.manifest["ledger"]
+        ledger = made.manifest.ledger
         kept = list(itertools.chain(*units(tmp_path / f"work-{number}").values()))
-        assert ledger["in"]["rows"] == came
-        assert ledger["kept"] == {"rows": len(kept), "bytes": sum(len(t.encode()) for t in kept)}
+        assert ledger.came_in.rows == came
+        assert ledger.kept == {"rows": len(kept), "bytes": sum(len(t.encode()) for t in kept)}
         for field, removed in (("rows", 0), ("bytes", 1)):
-            lost = sum(entry[field] for entry in ledger["dropped"].values())
-            cut = sum(entry[field] for entry in ledger["removed"].values()) * removed
-            assert ledger["in"][field] == ledger["kept"][field] + lost + cut
+            lost = sum(entry[field] for entry in ledger.dropped.values())
+            cut = sum(entry[field] for entry in ledger.removed.values()) * removed
+            assert ledger.came_in[field] == ledger.kept[field] + lost + cut
         assert len(set(kept)) == len(kept)
         assert set(kept) <= {CONTROL.sub("", text) for text in pool if isinstance(text, str)}
 
@@ -451,9 +452,9 @@ def test_a_duplicate_is_dropped_from_the_train_split_first(tmp_path: Path) -> No
     assert units(tmp_path / "work") == {
         "train": texts[20:], "val": texts[:5], "test": texts[5:20]
     }  # fmt: skip
-    entry = made.manifest["ledger"]["dropped"]["duplicate_exact"]
-    assert entry["rows"] == 25
-    assert entry["where"][0] == "b.jsonl, line 6"
+    entry = made.manifest.ledger.dropped["duplicate_exact"]
+    assert entry.rows == 25
+    assert entry.where[0] == "b.jsonl, line 6"
 
 
 def test_duplicates_are_found_across_files_and_formats(tmp_path: Path) -> None:
@@ -464,7 +465,7 @@ def test_duplicates_are_found_across_files_and_formats(tmp_path: Path) -> None:
     files = sorted((tmp_path / "data").iterdir())
     made = prepare(tmp_path / "work", *files, **ALL)
     assert units(tmp_path / "work")["train"] == [*texts, "x"]
-    assert made.manifest["ledger"]["dropped"]["duplicate_exact"]["rows"] == 6
+    assert made.manifest.ledger.dropped["duplicate_exact"].rows == 6
 
 
 def test_no_text_is_in_two_splits(tmp_path: Path) -> None:
@@ -547,8 +548,8 @@ def test_shares_are_near_what_was_asked() -> None:
 def test_a_share_of_nothing_is_empty(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", documents(50))
     made = prepare(tmp_path / "work", source, val="0", test="0.0")
-    assert [made.manifest["splits"][name]["units"] for name in SPLITS] == [50, 0, 0]
-    assert made.manifest["splits"]["val"]["shards"] == []
+    assert [made.manifest.splits[name].units for name in SPLITS] == [50, 0, 0]
+    assert made.manifest.splits["val"].shards == []
 
 
 @pytest.mark.parametrize("share", ["1", "1.5", "-0.1", "nan", "inf"])
@@ -659,12 +660,12 @@ def test_options_that_matter_change_the_fingerprint_and_others_do_not(tmp_path: 
     forced = prepare(work, data, force=True)
     assert not forced.fresh
     assert contents(work) == before
-    prints = {first.manifest["fingerprint"]}
+    prints = {first.manifest.fingerprint}
     for name, change in CHANGES.items():
         notes: list[str] = []
         made = prepare(work, data, notes=notes, **change)
         assert not made.fresh, name
-        prints.add(made.manifest["fingerprint"])
+        prints.add(made.manifest.fingerprint)
         assert any("building again" in note for note in notes), name
     assert len(prints) == len(CHANGES) + 1
     prepare(work, data)
@@ -673,14 +674,14 @@ def test_options_that_matter_change_the_fingerprint_and_others_do_not(tmp_path: 
 
 def test_inputs_change_the_fingerprint_by_content_and_name(tmp_path: Path) -> None:
     data, work = corpus(tmp_path / "data", 100), tmp_path / "work"
-    prints = [prepare(work, data).manifest["fingerprint"]]
+    prints = [prepare(work, data).manifest.fingerprint]
 
     def changed() -> None:
         notes: list[str] = []
         made = prepare(work, data, notes=notes)
         assert not made.fresh
-        assert made.manifest["fingerprint"] not in prints
-        prints.append(made.manifest["fingerprint"])
+        assert made.manifest.fingerprint not in prints
+        prints.append(made.manifest.fingerprint)
         assert any("building again, because of" in note for note in notes)
 
     text = (data / "a.jsonl").read_bytes()
@@ -694,7 +695,7 @@ def test_inputs_change_the_fingerprint_by_content_and_name(tmp_path: Path) -> No
     changed()
     (data / "y.jsonl").unlink()
     (data / "a.jsonl").write_bytes(text)
-    assert prepare(work, data).manifest["fingerprint"] == prints[0]
+    assert prepare(work, data).manifest.fingerprint == prints[0]
 
 
 def test_times_and_places_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -721,9 +722,9 @@ def test_a_damaged_build_is_built_again(tmp_path: Path) -> None:
     data, work = corpus(tmp_path / "data", 100), tmp_path / "work"
     made = prepare(work, data)
     before = contents(work)
-    (shard,) = made.manifest["splits"]["train"]["shards"]
+    (shard,) = made.manifest.splits["train"].shards
     for name in (
-        shard["name"],
+        shard.name,
         "preprocessor/tokenizer.json",
         "preprocessor/task.json",
         "manifest.json",
@@ -788,7 +789,7 @@ def test_the_working_directory_is_no_source(
     prepare(Path("work"), ".")
     before = contents(Path("work"))
     again = prepare(Path("work"), ".")
-    inputs = [source["name"] for source in again.manifest["recipe"]["inputs"]]
+    inputs = [source.name for source in again.manifest.recipe.inputs]
     assert inputs == ["a.jsonl", "sub/b.jsonl", "texts/c.txt"]
     assert again.fresh
     assert contents(Path("work")) == before
@@ -800,7 +801,7 @@ def test_the_manifest_that_is_given_is_the_one_on_disk(tmp_path: Path) -> None:
         made = prepare(work, data)
         on_disk = json.loads((work / "data" / "manifest.json").read_bytes())
         del on_disk["checksum"]
-        assert json.loads(json.dumps(made.manifest)) == on_disk
+        assert as_json(made.manifest) == on_disk
 
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
@@ -819,8 +820,8 @@ def test_nothing_temporary_is_left(tmp_path: Path) -> None:
     left = [path.name for path in (work / "data").iterdir() if path.name.startswith(".tmp")]
     assert left == []
     shards = [path.name for path in (work / "data").glob("*.safetensors")]
-    listed = [s["name"] for part in Workdir(work).read_data()["splits"].values()
-              for s in part["shards"]]  # fmt: skip
+    listed = [s.name for part in Workdir(work).read_data().splits.values()
+              for s in part.shards]  # fmt: skip
     assert sorted(shards) == sorted(listed)
 
 
@@ -921,10 +922,10 @@ def whole(folder):
     if not path.exists():
         return True
     document = json.loads(path.read_bytes())
-    shards = [s for part in document["splits"].values() for s in part["shards"]]
-    files = [(s["name"], s) for s in shards]
+    shards = [s for part in document.splits.values() for s in part.shards]
+    files = [(s.name, s) for s in shards]
     files += [("preprocessor/" + name, info) for name, info in document["codec"].items()]
-    return all(sha256(path.parent / name) == info["sha256"] for name, info in files)
+    return all(sha256(path.parent / name) == info.sha256 for name, info in files)
 
 assert child(root + ".old", 1) == 0
 begin(root)
@@ -1146,4 +1147,4 @@ def test_standard_input_has_columns_where_a_delimiter_is_named(tmp_path: Path) -
     ):
         made[name] = program(tmp_path, "-", "-w", name, *more, stdin=text.encode())
         assert made[name]["task"] == "text-classification"
-    assert len({str(m["ledger"]) for m in made.values()}) == 1
+    assert len({str(m.ledger) for m in made.values()}) == 1

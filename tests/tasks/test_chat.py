@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.tokenizer import train as make_tokenizer
 from bigmodel_cli.artifacts.workdir import Workdir
@@ -43,7 +44,7 @@ def rows(folder: Path, lines: list[Any], name: str = "rows.jsonl") -> Path:
 
 def train_split(work: Path) -> Split:
     place = Workdir(work)
-    return Split(place.data, place.read_data()["splits"]["train"]["shards"])
+    return Split(place.data, place.read_data().splits["train"].shards)
 
 
 def shown(made: Chat, tokens: list[int]) -> str:
@@ -159,7 +160,7 @@ def test_rows_that_are_no_dialogue_are_counted(
 ) -> None:
     source = rows(tmp_path, [{"messages": TALK}, row])
     made = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest
-    assert {r: e["rows"] for r, e in made["ledger"]["dropped"].items()} == {reason: 1}
+    assert {r: e.rows for r, e in made.ledger.dropped.items()} == {reason: 1}
 
 
 def test_long_dialogues_lose_their_oldest_turns(tmp_path: Path) -> None:
@@ -177,9 +178,9 @@ def test_long_dialogues_lose_their_oldest_turns(tmp_path: Path) -> None:
     assert "question 5" in text
     assert "question 0" not in text
     kept = dialogues.size(loaded._dialogue(train_split(tmp_path / "w"), 0)[0])
-    cut = made.manifest["ledger"]["removed"]["truncated"]
-    assert cut["bytes"] == dialogues.size(talk) - kept
-    assert made.manifest["ledger"]["kept"]["bytes"] == kept
+    cut = made.manifest.ledger.removed["truncated"]
+    assert cut.bytes == dialogues.size(talk) - kept
+    assert made.manifest.ledger.kept.bytes == kept
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_an_evaluation_counts_the_dialogues_that_were_cut_to_be_answered(tmp_pat
     prepare(tmp_path / "w", tmp_path / "train.jsonl", val="0", test=str(tmp_path / "test.jsonl"),
             tokenizer="bytes", context=256)  # fmt: skip
     train(tmp_path / "w", width=16, layers=1, steps=1)
-    (table,) = evaluate(tmp_path / "w", samples=0).document["tables"]
+    (table,) = evaluate(tmp_path / "w", samples=0).evaluation.tables
     assert dict(table["rows"]) == {"answered": "5", "of which cut to fit": "2"}
 
 
@@ -289,9 +290,9 @@ def test_a_small_model_comes_near_the_entropy_of_the_replies(tmp_path: Path) -> 
     train(work, epochs=3, width=96, layers=3, heads=4)
     place = Workdir(work)
     made: Any = load_task(place.preprocessor, "")
-    split = Split(place.data, place.read_data()["splits"]["test"]["shards"])
+    split = Split(place.data, place.read_data().splits["test"].shards)
     optimum = sum(bits[json.dumps(made._dialogue(split, unit)[0])] for unit in range(len(split)))
-    document = evaluate(work).document
+    document = as_json(evaluate(work).evaluation)
     metric = document["metrics"]["bits_per_byte"]
     found = metric["value"] * float(split.column("bytes").sum())
     assert optimum * 0.99 <= found <= optimum * 5

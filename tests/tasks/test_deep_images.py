@@ -35,8 +35,8 @@ def folder(place: Path, brightest: int, kind: str, dtype: Any, count: int = 40) 
 
 
 def shards(work: Path, split: str = "train") -> np.ndarray:
-    data = Workdir(work).read_data()["splits"][split]
-    rows = Split(work / "data", data["shards"])
+    data = Workdir(work).read_data().splits[split]
+    rows = Split(work / "data", data.shards)
     return np.stack([rows.values("pixels", i, i + 1) for i in range(len(rows))])
 
 

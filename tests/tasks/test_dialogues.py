@@ -63,7 +63,7 @@ def read(folder: Path, source: Path, *more: str) -> str:
     """What the model reads of the only row."""
     made = prepare(folder / "w", source, val="0", test="0", tokenizer="bytes", column=more,
                    task="chat", force=True).manifest  # fmt: skip
-    assert made["ledger"]["dropped"] == {}
+    assert made.ledger.dropped == {}
     loaded: Any = load_task(Workdir(folder / "w").preprocessor, "")
     return shown(loaded, train_split(folder / "w").values("tokens", 0, 1).tolist())
 
@@ -112,10 +112,8 @@ def test_rows_that_differ_in_their_history_alone_are_not_duplicates(tmp_path: Pa
     lines = [{"instruction": "Go on.", "input": "", "output": "Yes.", "history": before}
              for before in ([["一", "二"]], [["三", "四"]], [])]  # fmt: skip
     source = rows(tmp_path, lines)
-    ledger = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest[
-        "ledger"
-    ]
-    assert ledger["kept"]["rows"] == 3
+    ledger = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest.ledger
+    assert ledger.kept.rows == 3
     assert plain(lines[0]) == [
         {"role": "user", "content": "一"}, {"role": "assistant", "content": "二"},
         {"role": "user", "content": "Go on."}, {"role": "assistant", "content": "Yes."},
@@ -165,7 +163,7 @@ def test_a_dialogue_is_the_same_one_whatever_is_learned_of_it(tmp_path: Path) ->
     talks = [TALK, [*TALK[:2], {**TALK[2], "weight": 0}, *TALK[3:]]]
     source = rows(tmp_path, [{"messages": talk} for talk in talks])
     made = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest
-    assert made["ledger"]["dropped"]["duplicate_exact"]["rows"] == 1
+    assert made.ledger.dropped["duplicate_exact"].rows == 1
 
 
 def test_a_dialogue_of_which_nothing_is_learned_is_counted_and_so_is_an_odd_mark(
@@ -174,7 +172,7 @@ def test_a_dialogue_of_which_nothing_is_learned_is_counted_and_so_is_an_odd_mark
     lines = [TALK, [*TALK[1:2], {**TALK[2], "weight": 0}], [*TALK[1:2], {**TALK[2], "weight": 0.5}]]
     source = rows(tmp_path, [{"messages": talk} for talk in lines])
     made = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest
-    dropped = {reason: entry["rows"] for reason, entry in made["ledger"]["dropped"].items()}
+    dropped = {reason: entry.rows for reason, entry in made.ledger.dropped.items()}
     assert dropped == {"not_learned": 1, "unclear_mark": 1}
 
 
@@ -221,7 +219,7 @@ def test_json_texts_that_hold_no_dialogue_are_counted(
     table = pa.table({"messages": [json.dumps(TALK), talk], "tools": [None, tools]})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
     made = prepare(tmp_path / "w", tmp_path / "t.parquet", val="0", test="0", tokenizer="bytes")
-    assert made.manifest["ledger"]["dropped"]["malformed"]["rows"] == 1
+    assert made.manifest.ledger.dropped["malformed"].rows == 1
 
 
 @pytest.mark.parametrize(
@@ -283,7 +281,7 @@ def test_several_calls_and_results_are_one_turn_each() -> None:
 def test_tools_of_no_form_are_counted(tmp_path: Path, row: dict[str, Any]) -> None:
     source = rows(tmp_path, [{("messages" if "messages" in row else "conversations"): TALK}, row])
     made = prepare(tmp_path / "w", source, val="0", test="0", tokenizer="bytes").manifest
-    assert {r: e["rows"] for r, e in made["ledger"]["dropped"].items()} == {"malformed": 1}
+    assert {r: e.rows for r, e in made.ledger.dropped.items()} == {"malformed": 1}
 
 
 @pytest.mark.parametrize(("good", "warned"), [(2, False), (1, True)])

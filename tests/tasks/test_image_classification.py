@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import TrainConfig
@@ -67,7 +68,7 @@ def loaded(work: Path, **options: Any) -> tuple[Any, Split]:
     task: Any = load_task(work / "data" / "preprocessor", "")
     task.options = dataclasses.replace(task.options, patch=3, **options)
     data = Workdir(work).read_data()
-    return task, Split(work / "data", data["splits"]["train"]["shards"])
+    return task, Split(work / "data", data.splits["train"].shards)
 
 
 def test_splits_are_stratified(work: Path) -> None:
@@ -75,15 +76,15 @@ def test_splits_are_stratified(work: Path) -> None:
     data = Workdir(work).read_data()
     assert task.labels == sorted(shapes.SHAPES)
     counts = {
-        name: np.bincount(Split(work / "data", part["shards"]).column("label"), minlength=6)
-        for name, part in data["splits"].items()
+        name: np.bincount(Split(work / "data", part.shards).column("label"), minlength=6)
+        for name, part in data.splits.items()
     }
     whole = sum(counts.values())
     assert whole.sum() == 240
     for name in ("val", "test"):
         assert np.abs(counts[name] - 0.2 * whole).max() <= 1, name
-    assert data["splits"]["train"]["tokens"] == len(train_split) * 144
-    assert data["measure"] == "pixels"
+    assert data.splits["train"].tokens == len(train_split) * 144
+    assert data.measure == "pixels"
 
 
 def test_inputs_have_mean_0_and_deviation_1(work: Path) -> None:
@@ -210,12 +211,12 @@ def test_patches_by_size(size: int, patch: int, work: Path) -> None:
 @pytest.mark.slow
 def test_evaluation_and_its_baselines(fresh: Path) -> None:
     train(fresh, steps=4)
-    found = evaluate(fresh).document
+    found = as_json(evaluate(fresh).evaluation)
     assert list(found["metrics"]) == ["accuracy", "macro_f1", "loss", "calibration_error"]
     assert found["metrics"]["accuracy"]["n"] == 48
     assert set(found["baselines"]) == {"majority", "pixel_logistic"}
     task, _ = loaded(fresh)
-    test = Split(fresh / "data", Workdir(fresh).read_data()["splits"]["test"]["shards"])
+    test = Split(fresh / "data", Workdir(fresh).read_data().splits["test"].shards)
     most = np.bincount(test.column("label"), minlength=6)
     assert found["baselines"]["majority"]["accuracy"] <= most.max() / 48
     titles = [table["title"] for table in found["tables"]]
@@ -231,7 +232,7 @@ def test_the_baseline_of_pixels_is_that_of_the_library(work: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     task, split = loaded(work)
-    test = Split(work / "data", Workdir(work).read_data()["splits"]["test"]["shards"])
+    test = Split(work / "data", Workdir(work).read_data().splits["test"].shards)
     x, held = (
         part.values("pixels", 0, len(part)).reshape(len(part), -1) / np.float32(255)
         for part in (split, test)
@@ -340,9 +341,9 @@ def test_a_tiny_model_comes_near_the_optimum(family: str, tmp_path: Path) -> Non
     prepare(tmp_path / "work", tmp_path / "in", val="0.1", test="0.2")
     train(tmp_path / "work", model=family, width=32, layers=2, heads=2, patch=2, batch_size=32,
           epochs=16)  # fmt: skip
-    found = evaluate(tmp_path / "work").document["metrics"]["accuracy"]
+    found = evaluate(tmp_path / "work").evaluation.metrics["accuracy"]
     test = Split(tmp_path / "work" / "data",
-                 Workdir(tmp_path / "work").read_data()["splits"]["test"]["shards"])  # fmt: skip
+                 Workdir(tmp_path / "work").read_data().splits["test"].shards)  # fmt: skip
     labels = sorted(shapes.SHAPES)
     drawn = [
         (labels[int(label)], sum(1 << int(place) for place in np.flatnonzero(

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bigmodel_cli.artifacts.records import LedgerRecord
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import DataError
@@ -33,23 +34,23 @@ def units(work: Path, split: str) -> list[tuple[list[str], list[str]]]:
     """(before, items) of each unit, by name."""
     place = Workdir(work)
     names = load_task(place.preprocessor, "").names  # type: ignore[attr-defined]
-    found = Split(place.data, place.read_data()["splits"][split]["shards"])
+    found = Split(place.data, place.read_data().splits[split].shards)
     return [
         tuple([names[i] for i in found.values(f, u, u + 1)] for f in ("before", "items"))  # type: ignore[misc]
         for u in range(len(found))
     ]
 
 
-def ledger(work: Path) -> dict[str, Any]:
+def ledger(work: Path) -> LedgerRecord:
     """The ledger, which adds up, also with what the shards hold."""
-    document = Workdir(work).read_data()
-    found: dict[str, Any] = document["ledger"]
+    data = Workdir(work).read_data()
+    found = data.ledger
     for what in ("rows", "bytes"):
-        lost = sum(entry[what] for entry in found["dropped"].values())
-        assert found["in"][what] == found["kept"][what] + lost
-    splits = document["splits"].values()
-    assert sum(part["tokens"] for part in splits) == found["kept"]["rows"]
-    assert sum(part["bytes"] for part in splits) == found["kept"]["bytes"]
+        lost = sum(getattr(entry, what) for entry in found.dropped.values())
+        assert getattr(found.came_in, what) == getattr(found.kept, what) + lost
+    splits = data.splits.values()
+    assert sum(part.tokens for part in splits) == found.kept.rows
+    assert sum(part.bytes for part in splits) == found.kept.bytes
     return found
 
 
@@ -99,7 +100,7 @@ def test_leave_one_out_by_hand(tmp_path: Path) -> None:
     assert units(work, "train") == [([], ["y", "z"]), ([], ["z"]), ([], ["x", "z"])]
     assert units(work, "val") == [(["y", "z"], ["x"]), (["z"], ["y"])]
     assert units(work, "test") == [(["y", "z", "x"], ["w"]), (["z", "y"], ["x"])]
-    assert ledger(work)["dropped"] == {}
+    assert ledger(work).dropped == {}
     codec = load_task(Workdir(work).preprocessor, "")
     assert codec.names == ["z", "x", "y", "w"]  # type: ignore[attr-defined]
     assert codec.counts == [3, 1, 1, 0]  # type: ignore[attr-defined]
@@ -157,14 +158,14 @@ def test_everything_is_kept_or_counted(tmp_path: Path, seed: int, split_by: str)
     prepare(work, tmp_path / "rows.csv", min_count=6, min_rating=2, split_by=split_by, test="0.2",
             val="0.2")  # fmt: skip
     found = ledger(work)
-    assert found["in"]["rows"] == len(lines) - 2
-    dropped = {name: entry["rows"] for name, entry in found["dropped"].items()}
+    assert found.came_in.rows == len(lines) - 2
+    dropped = {name: entry.rows for name, entry in found.dropped.items()}
     again = [line for line in lines if line.count(",") == 3]
     assert dropped["malformed"] == 2
     assert dropped["no_item"] == dropped["no_user"] == dropped["bad_timestamp"] == 2
     assert dropped["bad_rating"] == 2
     assert dropped["low_rating"] == sum(line.endswith(",1") for line in again)
-    assert set(found["dropped"]) <= {"malformed", "no_item", "no_user", "bad_timestamp",
+    assert set(found.dropped) <= {"malformed", "no_item", "no_user", "bad_timestamp",
                                      "bad_rating", "low_rating", "duplicate_exact", "rare_user",
                                      "rare_item"}  # fmt: skip
     # what is left is a core: counted over all splits
@@ -177,8 +178,8 @@ def test_a_repeat_is_dropped_only_if_it_is_of_the_same_time(tmp_path: Path) -> N
     work = tmp_path / "work"
     prepare(work, write(tmp_path / "rows.csv", rows), min_count=1, val="0", test="0")
     assert units(work, "train") == [([], ["x", "y", "x"]), ([], ["x"])]
-    entry = ledger(work)["dropped"]["duplicate_exact"]
-    assert (entry["rows"], entry["where"]) == (1, ["rows.csv, line 4"])
+    entry = ledger(work).dropped["duplicate_exact"]
+    assert (entry.rows, entry.where) == (1, ["rows.csv, line 4"])
 
 
 def test_without_timestamps_the_order_is_that_of_the_file(tmp_path: Path) -> None:
@@ -243,9 +244,9 @@ def test_every_format_is_read_and_known(tmp_path: Path, name: str) -> None:
         path.write_bytes(RECORDS[name][0])
     options = RECORDS[name][1] if name in RECORDS else {}
     done = prepare(tmp_path / "work", path, min_count=1, **options)
-    assert done.manifest["task"] == "recommendation"
+    assert done.manifest.task == "recommendation"
     assert units(tmp_path / "work", "test") == [(["x", "y"], ["z"])]
-    assert ledger(tmp_path / "work")["in"]["rows"] == 3
+    assert ledger(tmp_path / "work").came_in.rows == 3
 
 
 def test_rows_of_test_that_may_be_in_train_are_told_of(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def clean(blocks: Sequence[Block], shortest: int = 0) -> tuple[Units | None, Led
     units = clean_text(rows, ledger, shortest)
     if units is not None:
         ledger.keep(len(units.sizes), int(units.sizes.sum()))
-    ledger.to_json()  # adds up
+    ledger.record()  # adds up
     return units, ledger
 
 

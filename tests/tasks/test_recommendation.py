@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy.predict import Predictor
@@ -71,7 +72,7 @@ def opened(
     task = load_task(Workdir(work).preprocessor, "")
     assert isinstance(task, Recommendation)
     task.options = RecommendationOptions(context=context, repeat=repeat)
-    shards = Workdir(work).read_data()["splits"][split]["shards"]
+    shards = Workdir(work).read_data().splits[split].shards
     return task, Split(Workdir(work).data, shards)
 
 
@@ -291,7 +292,7 @@ def test_a_stopped_run_resumes_to_the_very_same_bytes(
 @pytest.mark.slow
 def test_evaluation_tells_coverage_without_an_interval_and_the_protocol(work: Path) -> None:
     fit(work, steps=2)
-    document = evaluate(work, require=("coverage>0.1", "hr@10>=baseline*0.01")).document
+    document = as_json(evaluate(work, require=("coverage>0.1", "hr@10>=baseline*0.01")).evaluation)
     coverage = document["metrics"]["coverage"]
     assert 0 < coverage["value"] <= 1
     assert (coverage["low"], coverage["high"]) == (None, None)
@@ -300,7 +301,7 @@ def test_evaluation_tells_coverage_without_an_interval_and_the_protocol(work: Pa
     assert document["protocol"]["candidates"] == 100
     assert document["protocol"]["split_by"] == "leave-one-out"
     fit(work, "again", steps=2, repeat=True)
-    again = evaluate(work, "again").document
+    again = as_json(evaluate(work, "again").evaluation)
     assert again["protocol"]["seen"] != document["protocol"]["seen"]
 
 
@@ -309,7 +310,7 @@ def predictor(data: Path) -> Predictor:
     fit(data, "bundle", steps=2)
     done = deploy(data, "bundle")
     assert done.layout == "native"
-    assert done.receipt["bigmodel"]["proof"] == "passed"
+    assert done.receipt.bigmodel.proof == "passed"
     return Predictor(done.folder, "cpu", 1)
 
 
@@ -486,7 +487,7 @@ def test_a_small_model_comes_near_the_best_ranking_and_never_beyond(
     prepare(work, tmp_path / "sessions.csv")
     fit(work, width=64, heads=2, epochs=12, length=16, batch_size=64, repeat=True,
         weight_decay=0.0, dropout=0.1, **options)  # fmt: skip
-    document = evaluate(work).document
+    document = as_json(evaluate(work).evaluation)
     found = {name: entry["value"] for name, entry in document["metrics"].items()}
     for name, share in (("hr@10", 0.93), ("ndcg@10", 0.9)):
         spread = math.sqrt(0.25 / 3000)

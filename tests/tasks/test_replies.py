@@ -198,7 +198,7 @@ def test_every_turn_is_scored_of_the_model_and_of_the_baselines(
             yield index, last, "stop", last
 
     monkeypatch.setattr("bigmodel_cli.tasks.requests.write", write)
-    shards = Workdir(work).read_data()["splits"]["test"]["shards"]
+    shards = Workdir(work).read_data().splits["test"].shards
     split = Split(Workdir(work).data, shards)
     (metric,) = made.answer_metrics()
 

@@ -85,7 +85,7 @@ def test_short_documents_are_measured_by_their_script(
     lines = [json.dumps({"text": t}) for t in [text, *(f"a longer text {i}" for i in range(9))]]
     (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
     made = prepare(tmp_path / "w", tmp_path / "a.jsonl", val="0", test="0", tokenizer="bytes")
-    assert made.manifest["splits"]["train"]["units"] == 9 + kept
+    assert made.manifest.splits["train"].units == 9 + kept
 
 
 def test_pairs_of_other_scripts_are_of_like_length(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_pairs_of_other_scripts_are_of_like_length(tmp_path: Path) -> None:
     lines = [json.dumps({"source": s, "target": t}) for s, t in pairs]
     (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
     made = prepare(tmp_path / "w", tmp_path / "a.jsonl", val="0", test="0", tokenizer="bytes")
-    dropped = made.manifest["ledger"]["dropped"]
-    assert dropped["length_mismatch"]["where"] == ["a.jsonl, line 6"]
-    assert dropped["length_mismatch"]["rows"] == 1
+    dropped = made.manifest.ledger.dropped
+    assert dropped["length_mismatch"].where == ["a.jsonl, line 6"]
+    assert dropped["length_mismatch"].rows == 1
 
 
 def test_the_tokenizer_of_bleu_is_kept_with_the_data(tmp_path: Path) -> None:

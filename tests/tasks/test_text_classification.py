@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from bigmodel_cli.artifacts.records import Reason
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import DataError, UsageError
@@ -37,7 +38,7 @@ def many(count: int, labels: dict[str, int]) -> list[tuple[str, Any]]:
 def labels_of(work: Path, split: str) -> collections.Counter[str]:
     place = Workdir(work)
     task: Any = load_task(place.preprocessor, "")
-    codes = Split(place.data, place.read_data()["splits"][split]["shards"]).column("label")
+    codes = Split(place.data, place.read_data().splits[split].shards).column("label")
     return collections.Counter(task.labels[code] for code in codes.tolist())
 
 
@@ -68,7 +69,7 @@ def test_named_splits_are_kept(tmp_path: Path) -> None:
     source = rows(tmp_path, many(60, {"a": 30, "b": 30}))
     held = rows(tmp_path, [(f"held out {i}", "ab"[i % 2]) for i in range(40)], "held.jsonl")
     made = prepare(tmp_path / "w", source, val="0", test=str(held)).manifest
-    assert [made["splits"][s]["units"] for s in ("train", "val", "test")] == [60, 0, 40]
+    assert [made.splits[s].units for s in ("train", "val", "test")] == [60, 0, 40]
 
 
 def test_numbers_and_booleans_are_labels(tmp_path: Path) -> None:
@@ -98,10 +99,10 @@ def test_every_format_gives_the_same_units(
 ) -> None:
     (tmp_path / name).write_text(text)
     made = prepare(tmp_path / "w", tmp_path / name, val="0", test="0", tokenizer="bytes", **more)
-    assert made.manifest["task"] == "text-classification"
+    assert made.manifest.task == "text-classification"
     place = Workdir(tmp_path / "w")
     task: Any = load_task(place.preprocessor, "")
-    split = Split(place.data, made.manifest["splits"]["train"]["shards"])
+    split = Split(place.data, made.manifest.splits["train"].shards)
     found = {
         (task.tokenizer.decode(split.values("tokens", i, i + 1).tolist()),
          task.labels[split.column("label")[i]])
@@ -115,13 +116,12 @@ def test_what_is_dropped_or_cut_is_in_the_ledger(tmp_path: Path) -> None:
     data += [(None, "a"), ("", "a"), ("no label", None), ("blank label", "  "), data[0],
              (data[0][0], "b"), ("x" * 99, "b"), ("a list", ["a"])]  # fmt: skip
     made = prepare(tmp_path / "w", rows(tmp_path, data), tokenizer="bytes", context=50).manifest
-    ledger = made["ledger"]
-    dropped = {reason: entry["rows"] for reason, entry in ledger["dropped"].items()}
+    ledger = made.ledger
+    dropped = {reason: entry.rows for reason, entry in ledger.dropped.items()}
     assert dropped == {"no_text": 1, "empty": 1, "no_label": 2, "duplicate_exact": 1,
                        "duplicate_contradicts": 1, "malformed": 1}  # fmt: skip
-    assert ledger["in"]["rows"] == 48 == ledger["kept"]["rows"] + sum(dropped.values())
-    assert ledger["removed"]["truncated"] == {"rows": 1, "bytes": 50,
-                                              "where": ["a text of 99 tokens"]}  # fmt: skip
+    assert ledger.came_in.rows == 48 == ledger.kept.rows + sum(dropped.values())
+    assert ledger.removed["truncated"] == Reason(rows=1, bytes=50, where=["a text of 99 tokens"])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_columns_and_headers_that_cannot_be_are_refused(tmp_path: Path) -> None:
         prepare(tmp_path / "w", source, header=("label,label",))
     long = rows(tmp_path, [*many(40, {"a": 20, "b": 20}), ("x", "y" * 300)], "long.jsonl")
     made = prepare(tmp_path / "w", long).manifest
-    assert made["ledger"]["dropped"]["long_label"]["rows"] == 1
+    assert made.ledger.dropped["long_label"].rows == 1
 
 
 def test_an_option_of_another_task_is_refused(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_small_model_comes_near_the_best_possible_accuracy(tmp_path: Path) -> 
     work = tmp_path / "w"
     prepare(work, SERVICE / "intents.jsonl", val="0.15", test="0.25")
     train(work, epochs=4, width=64, batch_size=16)
-    metrics = evaluate(work).document["metrics"]
+    metrics = evaluate(work).evaluation.metrics
     assert metrics["accuracy"]["low"] <= known.best_accuracy() <= metrics["accuracy"]["high"] + 0.02
     assert metrics["accuracy"]["value"] > known.best_accuracy() - 0.04
     assert metrics["loss"]["value"] < known.least_loss() + 0.15
@@ -230,7 +230,7 @@ def test_balanced_weights_change_the_loss_of_rare_classes(tmp_path: Path) -> Non
     work = tmp_path / "w"
     prepare(work, rows(tmp_path, many(100, {"a": 90, "b": 10})), val="0", test="0.2")
     place = Workdir(work)
-    split = Split(place.data, place.read_data()["splits"]["train"]["shards"])
+    split = Split(place.data, place.read_data().splits["train"].shards)
     task: Any = load_task(place.preprocessor, "")
     object.__setattr__(task.options, "class_weights", "balanced")
     task.weigh(split)

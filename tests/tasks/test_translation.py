@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.tokenizer import train as make_tokenizer
 from bigmodel_cli.artifacts.workdir import Workdir
@@ -39,7 +40,7 @@ def jsonl(folder: Path, pairs: list[tuple[Any, Any]], name: str = "pairs.jsonl")
 
 def split_of(work: Path, name: str = "train") -> Split:
     place = Workdir(work)
-    return Split(place.data, place.read_data()["splits"][name]["shards"])
+    return Split(place.data, place.read_data().splits[name].shards)
 
 
 def pairs_of(split: Split) -> set[tuple[str, str]]:
@@ -81,7 +82,7 @@ def write(folder: Path, kind: str) -> tuple[list[Path | str], dict[str, Any]]:
 def test_every_format_gives_the_same_pairs(tmp_path: Path, kind: str) -> None:
     sources, more = write(tmp_path, kind)
     made = prepare(tmp_path / "w", *sources, tokenizer="bytes", val="0", test="0", **more)
-    assert made.manifest["task"] == "translation"
+    assert made.manifest.task == "translation"
     assert pairs_of(split_of(tmp_path / "w")) == set(PAIRS)
 
 
@@ -98,7 +99,7 @@ def test_aligned_files_that_are_named_for_splits_are_these(tmp_path: Path) -> No
             text = "".join(f"{split} {i} in {end} words\n" for i in range(count))
             (tmp_path / f"{split}.{end}").write_text(text)
     made = prepare(tmp_path / "w", tmp_path, tokenizer="bytes").manifest
-    assert [made["splits"][s]["units"] for s in ("train", "val", "test")] == [40, 3, 2]
+    assert [made.splits[s].units for s in ("train", "val", "test")] == [40, 3, 2]
 
 
 def test_files_of_unlike_lengths_are_refused_with_their_counts(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_what_is_dropped_is_counted_and_adds_up(tmp_path: Path) -> None:
     ]  # fmt: skip
     made = prepare(tmp_path / "w", jsonl(tmp_path, [*PAIRS, *odd]), tokenizer="bytes", val="0",
                    test="0").manifest  # fmt: skip
-    dropped = {reason: e["rows"] for reason, e in made["ledger"]["dropped"].items()}
+    dropped = {reason: e.rows for reason, e in made.ledger.dropped.items()}
     assert dropped == {"copied": 1, "no_text": 1, "empty": 1, "length_mismatch": 1, "malformed": 1,
                        "duplicate_exact": 1}  # fmt: skip
     assert ("controlled", "gesteuert") in pairs_of(split_of(tmp_path / "w"))
@@ -139,8 +140,8 @@ def test_a_source_of_a_named_test_file_is_not_learned_from(tmp_path: Path) -> No
         tmp_path, [(f"sentence {i}", f"Ein Satz {i}") for i in range(50, 90)], "held.jsonl"
     )
     made = prepare(tmp_path / "w", source, tokenizer="bytes", val="0", test=str(held)).manifest
-    assert made["ledger"]["dropped"]["in_held_out"]["rows"] == 10
-    assert [made["splits"][s]["units"] for s in ("train", "test")] == [50, 40]
+    assert made.ledger.dropped["in_held_out"].rows == 10
+    assert [made.splits[s].units for s in ("train", "test")] == [50, 40]
 
 
 def test_only_the_target_is_learned(tmp_path: Path) -> None:
@@ -209,12 +210,12 @@ def test_a_small_transformer_learns_the_grammar(tmp_path: Path) -> None:
     work = tmp_path / "w"
     prepare(work, drawn(tmp_path, 3000), val="0.05", test="0.05", vocab_size=512)
     train(work, epochs=3, width=64, layers=2, heads=4, batch_size=16, dropout=0.0)
-    document = evaluate(work).document
+    document = as_json(evaluate(work).evaluation)
     bleu, base = document["metrics"]["bleu"], document["baselines"]
     assert bleu["value"] > 75  # 100 is perfect
     assert bleu["value"] > max(base["copy"]["bleu"], base["dictionary"]["bleu"]) + 30
     assert document["protocol"]["beam"] == 5
-    assert deploy(work).receipt["bigmodel"]["answers_identical"] > 0
+    assert deploy(work).receipt.bigmodel.answers_identical > 0
     predictor = Predictor(Workdir(work).run("default").bundle, "cpu", 2)
     lines = [json.dumps({"source": a}).encode() for a, _ in sorted(pairs_of(split_of(work)))[:9]]
     together = predictor.answer_lines(lines, {})

@@ -123,8 +123,8 @@ def test_a_run_in_minutes_is_on_time_decayed_and_seldom_validates(
         assert len(validations) == 10
     state = checkpoint.read_state(Workdir(work).run("default").checkpoints
                                   / f"step-{validations[-1]['step']:08d}")  # fmt: skip
-    assert state["finished"]
-    assert state["allowance"]["rows"] == fixed
+    assert state.finished
+    assert state.allowance.rows == fixed
 
 
 @pytest.mark.slow

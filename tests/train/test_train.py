@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from bigmodel_cli.artifacts import checkpoint, manifest
+from bigmodel_cli.artifacts.records import Length
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import (
@@ -184,11 +185,11 @@ def test_long_runs_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(device, "cannot_compile", lambda _: "")
     events = Events()
 
-    def compiled(
-        family: str, length: dict[str, float | None], even: bool = True, **values: Any
-    ) -> bool:
+    def compiled(family: str, length: dict[str, Any], even: bool = True, **values: Any) -> bool:
         shape = Shape(2048, 256, True)
-        resolved = {"length": length, "batch_size": 8, "device": "cpu", "threads": 2}
+        resolved: Any = SimpleNamespace(
+            length=Length(**length, text=""), batch_size=8, device="cpu", threads=2
+        )
         model = model_config(family, "micro", shape)
         plan: Any = SimpleNamespace(row_tokens=256.0, even=even)
         return _compile(TrainConfig(**values), model, resolved, plan, events.context())
