@@ -1,4 +1,4 @@
-"""What a stage says while it runs, and how it is asked to stop. Stages emit; `cli` renders."""
+"""What a stage reports while it runs, as data, and how it is asked to stop. `cli` renders it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,60 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a phase is: `done` of `total` (None: unknown) in `unit`; `fields` are shown as is."""
+    """How far a phase is: `done` of `total` (None: unknown) in `unit`; detail: what is done now."""
 
     phase: str
-    done: float
-    total: float | None
+    done: float = 0
+    total: float | None = None
+    unit: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """An update of the weights.
+
+    loss: in nats per term; tokens: so far, or what `unit` says; speed: of these per second, lately,
+    and as a share of what the processor can do at most; seconds: of the run so far; left: until it
+    ends; done: the share that is over.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
     unit: str
-    fields: Mapping[str, str] = field(default_factory=dict)
+    speed: float
+    share_of_peak: float
+    seconds: float
+    left: float
+    done: float
 
 
-Emit = Callable[[Note | Progress], None]
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """A validation after an update: its metrics, the headline first; None is not a number."""
+
+    step: int
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """A checkpoint is on disk. best: the name of the best one so far."""
+
+    step: int
+    name: str
+    best: str
+
+
+Event = Note | Progress | StepDone | Validated | CheckpointSaved
+Emit = Callable[[Event], None]
 
 
 class Stop:
-    """The wish to stop. Outside of `deferred()` a signal raises at once, so that it is answered
+    """The request to stop. Outside of `deferred()` a signal raises at once, so that it is answered
     wherever the program is; inside, it waits in `requested` until the work is saved."""
 
     def __init__(self) -> None:

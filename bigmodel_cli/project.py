@@ -21,7 +21,7 @@ from bigmodel_cli.config import (
     TrainConfig,
 )
 from bigmodel_cli.errors import DataError, InterruptError, UsageError, did_you_mean, shortage
-from bigmodel_cli.events import Context, Emit, Note, Progress
+from bigmodel_cli.events import Context, Emit, Event, Note
 from bigmodel_cli.options import Key, Resolved, keys, resolve
 from bigmodel_cli.tasks import task_class
 from bigmodel_cli.tasks.keys import task_keys, task_options, train_keys
@@ -37,7 +37,7 @@ LOGGER = logging.getLogger("bigmodel")
 ONE_AT_A_TIME = threading.RLock()  # a stage seeds and sets up torch for the whole process
 
 
-def log(event: Note | Progress) -> None:
+def log(event: Event) -> None:
     """Notes and warnings to the logger `bigmodel`; progress is not logged."""
     if isinstance(event, Note):
         LOGGER.log(logging.WARNING if event.level == "warning" else logging.INFO, event.message)

@@ -19,7 +19,7 @@ from bigmodel_cli.deploy.run import Deployed
 from bigmodel_cli.deploy.run import run as deploy_run
 from bigmodel_cli.evaluate.run import Evaluated
 from bigmodel_cli.evaluate.run import run as evaluate_run
-from bigmodel_cli.events import Context, Note, Progress
+from bigmodel_cli.events import Context, Event, Note
 from bigmodel_cli.prepare.run import Prepared
 from bigmodel_cli.prepare.run import run as prepare_run
 from bigmodel_cli.tasks import task_class
@@ -33,7 +33,7 @@ SERVICE = ROOT / "data" / "service"
 TINY = {"size": "nano", "width": 32, "layers": 2, "heads": 2, "batch_size": 8}
 
 
-class Events(list[Note | Progress]):
+class Events(list[Event]):
     """Collects what a stage says."""
 
     def context(self) -> Context:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -16,17 +18,21 @@ from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.deploy.predict import Predictor
 from bigmodel_cli.tasks import TABLE
+from tests.conftest import environment
 from tests.stages import ROOT, deploy, evaluate, final_bytes, prepare, train
+
+
+def code_of_the_page() -> str:
+    text = (ROOT / "docs" / "adding-a-task.md").read_text("utf-8")
+    head, *methods = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return head + methods[0] + "".join(textwrap.indent(part, "    ") for part in methods[1:])
 
 
 @pytest.fixture
 def tabular(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / "adding-a-task.md").read_text("utf-8")
-    head, *methods = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    code = head + methods[0] + "".join(textwrap.indent(part, "    ") for part in methods[1:])
     module = ModuleType("tabular_task")
     monkeypatch.setitem(sys.modules, "tabular_task", module)
-    exec(compile(code, "adding-a-task.md", "exec"), module.__dict__)
+    exec(compile(code_of_the_page(), "adding-a-task.md", "exec"), module.__dict__)
     monkeypatch.setitem(TABLE, "tabular", "tabular_task:Tabular")
 
 
@@ -64,3 +70,51 @@ def test_the_task_of_the_page_goes_all_the_way(tmp_path: Path, family: str) -> N
     assert good["value"] == pytest.approx(5, abs=1.5)
     assert "`b`" in missing["error"]["message"]
     assert "numbers" in wrong["error"]["message"]
+
+
+def installed(folder: Path, code: str, **points: str) -> dict[str, str]:
+    """A package with entry points, and the environment that finds it."""
+    info = folder / "somebody-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "somebody.py").write_text(code)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    lines = [f"{name.replace('_', '-')} = {value}" for name, value in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[bigmodel.tasks]", *lines, ""]))
+    return environment({"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"})
+
+
+def run(command: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "bigmodel_cli", *command]
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_task_of_another_package_is_a_task(tmp_path: Path) -> None:
+    points = {"tabular": "somebody:Tabular", "language": "somebody:Nothing"}  # ours stays
+    env = installed(tmp_path / "packages", code_of_the_page(), **points)
+    rows(tmp_path / "a.csv", 300)
+    (tmp_path / "a.txt").write_text("Some text.\n\nSome other text.\n\nAnd more of it.\n")
+    for command in (
+        ["prepare", "a.csv", "--task", "tabular", "--bins", "8", "--val", "0.2", "--test", "0.2"],
+        ["train", "--steps", "2", "--size", "nano"],
+        ["evaluate", "--json"],
+        ["deploy"],
+        ["predict", '{"a": 1}'],
+        ["prepare", "a.txt", "-w", "other", "--val", "0", "--test", "0", "--tokenizer", "bytes"],
+    ):
+        done = run(command, tmp_path, env)
+        if command[0] == "predict":  # a row is not text
+            assert (done.returncode, "`row` must hold `a`, `b`" in done.stderr) == (4, True), done
+        else:
+            assert done.returncode == 0, done.stderr
+    assert "--bins" in run(["prepare", "--help"], tmp_path, env).stdout
+
+
+def test_a_package_whose_task_is_broken_is_named(tmp_path: Path) -> None:
+    env = installed(tmp_path / "packages", "import nothing_of_that_name\n", odd_one="somebody:Odd")
+    done = run(["prepare", "--help"], tmp_path, env)
+    assert done.returncode == 2, done
+    assert "the task `odd-one`" in done.stderr
+    assert "nothing_of_that_name" in done.stderr
+    assert "uninstall" in done.stderr
+    assert "Traceback" not in done.stderr

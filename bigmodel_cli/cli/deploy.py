@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import typer
 from bigmodel_cli.artifacts.records import Receipt, as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render, serve
-from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.options import Common, command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import DeployConfig, ServeConfig
 from bigmodel_cli.errors import ArtifactError, ResourceError
@@ -32,7 +31,7 @@ def register(app: typer.Typer) -> None:
     command(app, "deploy", keys(DeployConfig), act, HELP)
 
 
-def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     resolved = settle("deploy", keys(DeployConfig), flags, common)
     if resolved is None:
         return
@@ -57,9 +56,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             if not config.serve or said or not folder.is_dir():
                 raise
             context.warn(f"{error.message}: the bundle `{folder}` is served as it is")
-            answer(folder, common["json_"])
+            answer(folder, common.json)
             return
-        if common["json_"]:
+        if common.json:
             render.document(
                 {
                     "bundle": str(done.folder),
@@ -68,7 +67,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
                     "receipt": as_json(done.receipt),
                 }
             )
-        elif not common["quiet"]:
+        elif not common.quiet:
             show(done.folder, done.receipt, done.layout, done.fresh)
         if config.serve:
             answer(done.folder, as_json=False)

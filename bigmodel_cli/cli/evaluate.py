@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.advice import here
-from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.options import Common, command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import GateError, ResourceError
@@ -37,7 +36,7 @@ def register(app: typer.Typer) -> None:
     command(app, "evaluate", keys(EvaluateConfig), act, HELP)
 
 
-def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     config = settle("evaluate", keys(EvaluateConfig), flags, common)
     if config is None:
         return
@@ -51,9 +50,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     evaluation = done.evaluation
     failed = [gate for gate in evaluation.gates if not gate.passed]
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if common["json_"]:
+    if common.json:
         render.document({**as_json(evaluation), "up_to_date": done.fresh})
-    elif not common["quiet"]:
+    elif not common.quiet:
         render.say(title(evaluation) + (" · up to date" if done.fresh else ""))
         render.table(HEADER, rows(evaluation))
         losing = next(iter(evaluation.metrics))
@@ -76,7 +75,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
                 f"GITHUB_STEP_SUMMARY `{summary}` cannot be written: {error.strerror}"
             ) from None
     if failed:
-        if common["json_"]:
+        if common.json:
             raise typer.Exit(GateError.code)  # the one document is out already
         names = ", ".join(f"`{gate.rule}`" for gate in failed)
         raise GateError(f"{len(failed)} of {len(evaluation.gates)} gates failed: {names}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,19 @@ RUN = Annotated[
     str,
     typer.Option("--run", help="The training run.", rich_help_panel="Everywhere", metavar="NAME"),
 ]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that every command has, but for the working directory and the run."""
+
+    config: Path | None
+    set: Sequence[str]
+    show_config: bool
+    json: bool
+    quiet: bool
+
+
 COMMON: list[tuple[str, Any, Any]] = [
     ("config", Annotated[
         Path | None,
@@ -113,7 +127,11 @@ def command(
     """Registers `act(workdir, run, flags, common)` as a command with these keys."""
 
     def callback(**values: Any) -> None:
-        common = {n: values.pop(n) for n, *_ in COMMON}
+        common = Common(
+            values.pop("config"),
+            values.pop("set_") or (),
+            *(values.pop(name) for name in ("show_config", "json_", "quiet")),
+        )
         workdir, chosen = _folder(values.pop("workdir")), values.pop("run", "default")
         act(workdir, chosen, {k: v for k, v in values.items() if v not in (None, [])}, common)
 

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from bigmodel_cli.cli import render
-from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.options import Common, command
 from bigmodel_cli.cli.stage import bundle_of, running, settle, write_nothing
 from bigmodel_cli.config import PredictConfig
 from bigmodel_cli.errors import DataError, UsageError
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
     command(app, "predict", keys(PredictConfig), act, HELP)
 
 
-def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     resolved = settle("predict", keys(PredictConfig), flags, common)
     if resolved is None:
         return
@@ -70,7 +70,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
                     "leave it out",
                 )
         if asked:
-            _one(predictor, config.prompt, defaults, common["json_"])
+            _one(predictor, config.prompt, defaults, common.json)
             return
         bad = total = 0
         ignored: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             )
             rest = f" and {len(ignored) - SHOWN_NAMES:,} more" if len(ignored) > SHOWN_NAMES else ""
             context.warn(f"unknown names in the lines were ignored: {shown}{rest}")
-        if bad and common["json_"]:
+        if bad and common.json:
             raise typer.Exit(DataError.code)  # the lines are all that is printed
         if bad:
             raise DataError(f"{bad:,} of {total:,} lines were bad", "see `error` in their answers")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from bigmodel_cli.artifacts.records import DataManifest, as_json
 from bigmodel_cli.artifacts.tables import splits_table
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
-from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.options import Common, command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.options import keys
@@ -36,7 +35,7 @@ def register(app: typer.Typer) -> None:
     command(app, "prepare", [*keys(PrepareConfig), *task_keys("prepare")], act, HELP, run=False)
 
 
-def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     del run
     config = settle("prepare", [*keys(PrepareConfig), *task_keys("prepare")], flags, common)
     if config is None:
@@ -47,9 +46,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     began = time.monotonic()
     with running(common) as context:
         done = prepare(config.build(PrepareConfig), said, Workdir(workdir), context)
-    if common["json_"]:
+    if common.json:
         render.document({**as_json(done.manifest), "up_to_date": done.fresh})
-    elif not common["quiet"]:
+    elif not common.quiet:
         show(done.manifest, done.fresh, workdir, time.monotonic() - began)
 
 

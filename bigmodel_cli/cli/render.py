@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigmodel_cli.cli.advice import here
-from bigmodel_cli.events import Note, Progress
+from bigmodel_cli.events import Event, Note, Progress, StepDone, Validated
 
 LINE_SECONDS = 10.0
 ODD = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -34,6 +34,7 @@ class Screen:
         self._phase = ""
         self._began = self._shown = 0.0
         self._first = 0.0
+        self._validation: Validated | None = None
 
     def __enter__(self) -> Screen:
         return self
@@ -46,12 +47,16 @@ class Screen:
             self._live.stop()
             self._live = None
 
-    def emit(self, event: Note | Progress) -> None:
-        if isinstance(event, Progress):
-            if not self.quiet:
-                self._progress(event)
-        elif event.level == "warning" or not self.quiet:
-            self._note(event)
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Note):
+            if event.level == "warning" or not self.quiet:
+                self._note(event)
+        elif isinstance(event, Validated):
+            self._validation = event
+        elif not self.quiet and isinstance(event, Progress):
+            self._progress(event)
+        elif not self.quiet and isinstance(event, StepDone):
+            self._progress(Progress("train", event.done, 1.0), _columns(event, self._validation))
 
     def _note(self, event: Note) -> None:
         warning = event.level == "warning"
@@ -68,7 +73,7 @@ class Screen:
 
         return self._live.console if self._live is not None else Console(stderr=True)
 
-    def _progress(self, event: Progress) -> None:
+    def _progress(self, event: Progress, columns: Sequence[str] = ()) -> None:
         now = time.monotonic()
         if event.phase != self._phase:
             self._phase, self._began, self._first = event.phase, now, event.done
@@ -81,14 +86,18 @@ class Screen:
                 return
         self._shown = now
         if self.terminal:
-            self._bar(event)
+            self._bar(event, columns)
         else:
-            _line(f"{event.phase} {_amount(event)} {self._details(event)}".rstrip())
+            _line(f"{event.phase} {_amount(event)} {self._details(event, columns)}".rstrip())
 
-    def _details(self, event: Progress, room: int | None = None) -> str:
-        """What is beside the bar, in so many columns: the last field, the time left, stays."""
-        if event.fields:
-            parts = [f"{k} {v}" for k, v in event.fields.items()]
+    def _details(
+        self, event: Progress, columns: Sequence[str] = (), room: int | None = None
+    ) -> str:
+        """What is beside the bar, in so much room: the last column, the time left, stays."""
+        if event.detail:
+            return event.detail
+        if columns:
+            parts = list(columns)
             while room is not None and len("  ".join(parts)) > room and len(parts) > 1:
                 del parts[-2]
             return "  ".join(parts)
@@ -101,7 +110,7 @@ class Screen:
             text += f"  {(event.total - event.done) * seconds / done:.0f} s left"
         return text
 
-    def _bar(self, event: Progress) -> None:
+    def _bar(self, event: Progress, columns: Sequence[str]) -> None:
         if self._live is None:
             from rich.console import Console
             from rich.progress import BarColumn, SpinnerColumn, TextColumn
@@ -125,8 +134,21 @@ class Screen:
                 self._live.remove_task(task)
             self._task = self._live.add_task(event.phase, total=event.total, details="")
         self._live.update(
-            self._task, completed=event.done, total=event.total, details=self._details(event, room)
+            self._task,
+            completed=event.done,
+            total=event.total,
+            details=self._details(event, columns, room),
         )
+
+
+def _columns(event: StepDone, validation: Validated | None) -> list[str]:
+    """An update in words; a narrow terminal leaves out those before the last."""
+    found = [f"step {event.step:,}", f"loss {event.loss:.3f}"]
+    if validation:
+        name, value = next(iter(validation.values.items()))
+        found.append(f"val {name} " + ("–" if value is None else f"{value:.3f}"))
+    found.append(f"speed {event.speed:,.0f} {event.unit}/s")
+    return [*found, f"of peak {event.share_of_peak:.0%}", f"left {event.left:.0f} s"]
 
 
 def _amount(event: Progress) -> str:

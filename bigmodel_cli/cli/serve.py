@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import typer
 
 from bigmodel_cli.cli import render
-from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.options import Common, command
 from bigmodel_cli.cli.stage import bundle_of, running, settle, write_nothing
 from bigmodel_cli.config import ServeConfig
 from bigmodel_cli.errors import UsageError
@@ -34,7 +33,7 @@ def register(app: typer.Typer) -> None:
     command(app, "serve", keys(ServeConfig), act, HELP)
 
 
-def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     resolved = settle("serve", keys(ServeConfig), flags, common)
     if resolved is None:
         return
@@ -43,7 +42,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
     check(config.host, config.port)
     folder = bundle_of(workdir, run, config.bundle)
     with running(common) as context:
-        serve(replace(config, bundle=str(folder)), context, common["json_"])
+        serve(replace(config, bundle=str(folder)), context, common.json)
 
 
 def check(host: str, port: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
+from bigmodel_cli.cli.options import Common
 from bigmodel_cli.events import Context
 from bigmodel_cli.options import Key, Resolved, resolve
 from bigmodel_cli.worker import can_start
@@ -20,7 +21,7 @@ def settle(
     stage: str,
     known: Iterable[Key],
     flags: Mapping[str, Any],
-    common: Mapping[str, Any],
+    common: Common,
     others: Iterable[Key] = (),
 ) -> Resolved | None:
     """The configuration in force; None when --show-config asked only to see it. others: keys that
@@ -28,14 +29,12 @@ def settle(
     if not can_start(len(os.sched_getaffinity(0))):  # numpy's OpenBLAS would interrupt us
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     known = list(known)
-    resolved = resolve(
-        stage, [*known, *others], flags, recipe=common["config"], sets=common["set_"] or ()
-    )
-    if not common["show_config"]:
+    resolved = resolve(stage, [*known, *others], flags, recipe=common.config, sets=common.set)
+    if not common.show_config:
         return resolved
     values = {key.name.rstrip("_"): resolved.values[key.name] for key in known}
     origins = {key.name.rstrip("_"): resolved.origins[key.name] for key in known}
-    if common["json_"]:
+    if common.json:
         render.document(
             {
                 stage: {
@@ -71,9 +70,9 @@ def write_nothing() -> None:
 
 
 @contextmanager
-def running(common: Mapping[str, Any]) -> Iterator[Context]:
+def running(common: Common) -> Iterator[Context]:
     """The context that a stage gets: its screen, and the program's signals and start."""
     from bigmodel_cli.cli.app import STARTED, STOP
 
-    with render.Screen(common["quiet"]) as screen:
+    with render.Screen(common.quiet) as screen:
         yield Context(screen.emit, STOP, STARTED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import typer
 
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
-from bigmodel_cli.cli.options import command
+from bigmodel_cli.cli.options import Common, command
 from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
@@ -55,7 +54,7 @@ def _by_task(key: Key) -> Key:
     return dataclasses.replace(key, meta={**key.meta, "shown_default": shown})
 
 
-def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any]) -> None:
+def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     place = Workdir(workdir)
     task = task_class(place.read_data().task) if place.manifest.exists() else None
     known, own, others = train_keys(task)
@@ -73,9 +72,9 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
 
         with running(common) as context:
             proof = verify(built, options, place, context)
-        if common["json_"]:
+        if common.json:
             render.document(proof)
-        elif not common["quiet"]:
+        elif not common.quiet:
             render.say(
                 f"verified: killed after step {proof['killed_after']}, resumed from "
                 f"{proof['resumed_from']}, and after {proof['steps']} steps the same bytes "
@@ -88,7 +87,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
         done = train(built, options, place, run, context)
     if not parallel.leads():
         return
-    if common["json_"]:
+    if common.json:
         render.document(
             {
                 "run": done.run,
@@ -101,7 +100,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Mapping[str, Any
             }
         )
         return
-    if common["quiet"]:
+    if common.quiet:
         return
     state = "up to date" if done.fresh else "trained"
     render.say(

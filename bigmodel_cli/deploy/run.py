@@ -138,7 +138,7 @@ def _build(
     place: Run,
     context: Context,
 ) -> Deployed:
-    context.emit(Progress("load", 0, None, ""))
+    context.emit(Progress("load"))
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.deploy import huggingface
     from bigmodel_cli.deploy.card import card
@@ -173,7 +173,7 @@ def _build(
     else:
         portable, exported = False, dict(weights)
         context.note(f"this {shape.family} is loadable by bigmodel alone")
-    context.emit(Progress("write", 0, None, ""))
+    context.emit(Progress("write"))
     checkpoint.save_tensors(staging / checkpoint.MODEL, exported)
     held_out, *proofs = _proofs(model, task, staging, portable, data, workdir, context)
     cost: Effect | UnsetType = UNSET
@@ -240,7 +240,7 @@ def _proofs(
     from bigmodel_cli.models.precision import lower
     from bigmodel_cli.models.sequence import build
 
-    context.emit(Progress("prove", 0, None, ""))
+    context.emit(Progress("prove"))
     held_out = next((n for n in ("test", "val", "train") if data.splits[n].shards), "train")
     split = Split(workdir.data, data.splits[held_out].shards)
     proof = task.proof(split, receipt.TEXTS)

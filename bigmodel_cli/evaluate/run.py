@@ -193,7 +193,7 @@ def _score(
     context: Context,
 ) -> tuple[Evaluation, UnitStatistics]:
     """The evaluation without what draws give, and the statistics of its units."""
-    context.emit(Progress("load", 0, None, ""))
+    context.emit(Progress("load"))
     import numpy as np
     import torch
 
@@ -243,7 +243,7 @@ def _score(
     }
     samples: list[Sample] = []
     if config.samples:
-        context.emit(Progress("samples", 0, None, ""))
+        context.emit(Progress("samples"))
         found = task.samples(model, split, config.samples, config.seed)
         samples = msgspec.convert(found, list[Sample])
     evaluation = Evaluation(

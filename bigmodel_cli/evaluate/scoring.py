@@ -78,14 +78,14 @@ class Scorer:
             return
         collectors: dict[str, Collector] = {}
         counts: dict[str, dict[str, NDArray[np.int64]]] = {}
-        self.context.emit(Progress(BASELINES, 0, None, ""))
+        self.context.emit(Progress(BASELINES))
         for name, found in self.task.baselines(train, self.split):
             empty = Collector(len(self.split), len(self.task.statistics))
             collectors.setdefault(name, empty).add(found.units, found.statistics)
             known = counts.setdefault(name, {})
             for key, count in found.counts.items():
                 known[key] = known[key] + count if key in known else count
-            self.context.emit(Progress(BASELINES, len(collectors), None, "scored", {"last": name}))
+            self.context.emit(Progress(BASELINES, len(collectors), None, "scored", f"last {name}"))
         self.partial.baselines = {
             name: (collector.statistics(), counts[name]) for name, collector in collectors.items()
         }

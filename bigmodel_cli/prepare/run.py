@@ -234,7 +234,7 @@ def _build(
     _check(spool.units, shares, named, ledger.record(), task, config, context)
 
     size = spool.bytes["train"]
-    context.emit(Progress("learn", 0, None, ""))
+    context.emit(Progress("learn"))
     context.note(task.fit(lambda limit: spool.sample("train", limit), size, interruptible))
     staging = workdir.data / f"{manifest.TEMPORARY}build"
     staging.mkdir()

@@ -1,7 +1,8 @@
 """The Task protocol: all that one kind of work adds, and the table of names.
 
-A task is one file and one line in `TABLE`. No stage asks which task runs. Task modules import
-torch and numpy only inside of methods, so that help pages and fresh stages stay quick.
+A task is one file and one line in `TABLE`, or a package with an entry point. No stage asks which
+task runs. Task modules import torch and numpy only inside of methods, so that help pages and fresh
+stages stay quick.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -40,6 +42,8 @@ TABLE = {
     "image-classification": "bigmodel_cli.tasks.image_classification:ImageClassification",
     "recommendation": "bigmodel_cli.tasks.recommendation:Recommendation",
 }
+for point in entry_points(group="bigmodel.tasks"):  # of other packages; ours keep their names
+    TABLE.setdefault(point.name, point.value)
 GREEDY = Sampling()
 TASK_FILE = "task.json"
 VALIDATION_TOKENS = 32768
@@ -392,7 +396,16 @@ def task_class(name: str) -> type[Task]:
     if name not in TABLE:
         raise UsageError(f"--task is `{name}`", did_you_mean(name, TABLE))
     module, _, attribute = TABLE[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    try:
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    except Exception as error:  # whatever somebody else's code may raise
+        if module.startswith(f"{__name__}."):
+            raise
+        raise UsageError(
+            f"the task `{name}`, which another package offers as `{TABLE[name]}`, cannot be "
+            f"loaded: {error!r}",
+            "repair or uninstall that package",
+        ) from error
 
 
 def save_task(task: Task, folder: Path) -> None:

@@ -17,7 +17,7 @@ from bigmodel_cli.artifacts.records import Best, CheckpointState
 from bigmodel_cli.artifacts.workdir import Run
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import DivergedError
-from bigmodel_cli.events import Context, Progress
+from bigmodel_cli.events import CheckpointSaved, Context, StepDone, Validated
 from bigmodel_cli.train import parallel
 from bigmodel_cli.train.contention import Contention
 
@@ -70,7 +70,6 @@ class Loop:
         if state and (not self.best or self.best.name not in checkpoint.names(place.checkpoints)):
             self.best = Best(name=self.name)  # the other was lost with a damaged checkpoint
         self.validation = state.validation if state else None  # of this very step
-        self.shown = self.validation
         self.saved = self.step if state else -1
         self.finished = state.finished if state else False
         shape = engine.model.config
@@ -110,6 +109,8 @@ class Loop:
         path = self.place.log if self.leads else Path(os.devnull)
         with self.context.stop.deferred(), path.open("a", encoding="utf-8") as log:
             self.log = log
+            if self.validation:
+                self.context.emit(Validated(self.step, self.validation))
             self.clock.pause()  # loading is no part of a step's time
             done = self.clock.done(self.step)
             due = self.step and (done or (self.every and self.step % self.every == 0))
@@ -245,27 +246,32 @@ class Loop:
 
     def _report(self, done: Step, share: float) -> None:
         clock = self.clock
+        rate = self.engine.optimizers.learning_rate * share
         record = {
             "step": self.step,
             "loss": done.loss,
             "gradient_norm": done.norm,
-            "learning_rate": self.engine.optimizers.learning_rate * share,
+            "learning_rate": rate,
             "tokens": self.tokens,
             "seconds": round(clock.elapsed, 3),
             "tokens_per_second": round(self.speed),
         }
         self._write(record)
-        fields = {"step": f"{self.step:,}", "loss": f"{done.loss:.3f}"}
-        if self.shown:
-            name, value = next(iter(self.shown.items()))
-            fields[f"val {name}"] = "–" if value is None else f"{value:.3f}"
-        # a narrow terminal leaves out what comes last, but for the time left
-        fields["speed"] = f"{self.speed:,.0f} {self.engine.task.positions}/s"
-        fields["of peak"] = f"{self.speed * self.flops / self.peak:.0%}"
-        total = clock.length.steps or clock.length.seconds
-        at = self.step if clock.length.steps else clock.elapsed
-        fields["left"] = f"{clock.left(self.step):.0f} s"
-        self.context.emit(Progress("train", at, total, "", fields))
+        self.context.emit(
+            StepDone(
+                step=self.step,
+                loss=done.loss,
+                gradient_norm=done.norm,
+                learning_rate=rate,
+                tokens=self.tokens,
+                unit=self.engine.task.positions,
+                speed=self.speed,
+                share_of_peak=self.speed * self.flops / self.peak,
+                seconds=clock.elapsed,
+                left=clock.left(self.step),
+                done=clock.progress(self.step),
+            )
+        )
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with manifest.storage(self.place.log):
@@ -286,7 +292,7 @@ class Loop:
                 raise self._diverged(
                     f"training diverged by step {self.step}: the validation loss is not finite"
                 )
-            self.shown = self.validation
+            self.context.emit(Validated(self.step, self.validation))
             values = {k: v and round(v, 6) for k, v in self.validation.items()}
             self._write(
                 {
@@ -344,6 +350,7 @@ class Loop:
             checkpoint.save(folder, weights, optimizer, state)
         self._mark_best()
         checkpoint.prune(folder, self.config.keep, self.best.name)
+        self.context.emit(CheckpointSaved(self.step, self.name, self.best.name))
 
     @property
     def name(self) -> str:

@@ -178,7 +178,7 @@ def _train(
     context: Context,
 ) -> Trained:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch: same sums each time
-    context.emit(Progress("load", 0, None, ""))
+    context.emit(Progress("load"))
     import torch
 
     from bigmodel_cli.artifacts.shards import Split
@@ -240,7 +240,7 @@ def _train(
                 f"the run has compiled kernels, which do not work now: {reason}",
                 "repair that, or add --restart --compile off to train it again from nothing",
             )
-        context.emit(Progress("compile", 0, None, ""))
+        context.emit(Progress("compile"))
         model.compile_parts()
         machine.warm_up()
     return Loop(config, place, context, machine, clock, val_split, state).run()

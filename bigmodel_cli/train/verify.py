@@ -17,7 +17,7 @@ from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import BigmodelError, GateError, UsageError
-from bigmodel_cli.events import Context, Note, Progress
+from bigmodel_cli.events import Context, Event, StepDone
 from bigmodel_cli.train import parallel
 from bigmodel_cli.train.run import run
 
@@ -103,9 +103,8 @@ def _train(config: TrainConfig, options: dict[str, Any], scratch: Workdir, kill_
     """Trains the run `cut`, until it kills itself (0: never). Ctrl-C is its parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def emit(event: Note | Progress) -> None:
-        step = event.fields.get("step") if isinstance(event, Progress) else None
-        if step == f"{kill_after:,}":
+    def emit(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
     run(config, options, scratch, "cut", Context(emit))

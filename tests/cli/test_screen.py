@@ -12,7 +12,7 @@ import pytest
 
 from bigmodel_cli.cli import advice, render
 from bigmodel_cli.errors import did_you_mean
-from bigmodel_cli.events import Progress
+from bigmodel_cli.events import Progress, StepDone, Validated
 from tests.cli.test_bad_input import on_terminal
 from tests.conftest import PREPARE, TRAIN, Cli, environment
 
@@ -105,11 +105,14 @@ def test_a_hostile_field_of_a_manifest_is_escaped(cli: Cli) -> None:
 
 
 def test_a_line_of_progress_keeps_its_bar_and_the_time_left() -> None:
-    fields = {"step": "12,345", "loss": "1.234", "val bits_per_byte": "1.234",
-              "speed": "123,456 tokens/s", "of peak": "52%", "left": "1234 s"}  # fmt: skip
+    event = StepDone(step=12345, loss=1.234, gradient_norm=1.0, learning_rate=0.1, tokens=9,
+                     unit="tokens", speed=123456.0, share_of_peak=0.52, seconds=9.0, left=1234.0,
+                     done=0.5)  # fmt: skip
+    columns = render._columns(event, Validated(12000, {"bits_per_byte": 1.234}))
+    assert columns[:3] == ["step 12,345", "loss 1.234", "val bits_per_byte 1.234"]
     screen = render.Screen(quiet=False)
     for room in range(12, 120):
-        text = screen._details(Progress("train", 1, 2, "", fields), room)
+        text = screen._details(Progress("train", 1, 2), columns, room)
         assert len(text) <= room
         assert text.endswith("left 1234 s")
     assert "of peak" in text

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from bigmodel_cli.errors import (
     StoppedError,
     UsageError,
 )
-from bigmodel_cli.events import Context
+from bigmodel_cli.events import CheckpointSaved, Context, StepDone, Validated
 from bigmodel_cli.train import budget
 from bigmodel_cli.train.engine import Engine
 from tests.stages import ROOT, TINY, Events, bigmodel, final_bytes, log, prepare, stories, train
@@ -432,3 +433,31 @@ def test_an_option_that_the_family_does_not_have_is_said(
     train(work, f"odd-{family}", events.context(), **values)
     assert said in events.notes
     assert events.notes.count("changes nothing") == 1
+
+
+def test_what_a_run_does_is_reported_as_data(work: Path) -> None:
+    events = Events()
+    done = train(work, "events", events.context(), steps=6, checkpoint_every=3)
+    steps = [event for event in events if isinstance(event, StepDone)]
+    validated = [event for event in events if isinstance(event, Validated)]
+    saved = [event for event in events if isinstance(event, CheckpointSaved)]
+    place = Workdir(work).run("events")
+    lines = [json.loads(line) for line in place.log.read_text().splitlines()]
+    updates = [line for line in lines if "validation" not in line]
+    assert [event.step for event in steps] == [*range(1, 7)]
+    for event, line in zip(steps, updates, strict=True):
+        for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
+            assert getattr(event, name) == line[name], name
+        assert event.unit == "tokens"
+        assert event.done == event.step / 6
+    assert [event.step for event in validated] == [3, 6]
+    assert list(validated[-1].values) == list(done.validation)
+    assert [event.name for event in saved] == checkpoint.names(place.checkpoints)
+    assert saved[-1].best == done.checkpoint
+    # one that continues says what it was validated with last
+    events.clear()
+    checkpoint_folder = place.checkpoints / saved[-1].name
+    shutil.rmtree(checkpoint_folder)
+    train(work, "events", events.context(), steps=6, checkpoint_every=3)
+    kinds = [type(event) for event in events if isinstance(event, StepDone | Validated)]
+    assert kinds == [Validated, *[StepDone] * 3, Validated]
