@@ -13,7 +13,7 @@ __all__ = ["Model", "Project", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported once it is asked for, so that `bigmodel --help` stays quick (PEP 562)."""
+    """Imported when it is first used, so that `bigmodel --help` stays quick (PEP 562)."""
     if name in ("Model", "Project", "load"):
         from bigmodel_cli import project
 

@@ -1,4 +1,4 @@
-"""What a stage reports while it runs, as data, and how it is asked to stop. `cli` renders it."""
+"""What a stage reports while it runs, as data, and how it is stopped. `cli` renders it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Worker(Generic[T]):
 
     def __init__(self) -> None:
         """Raises ResourceError when the system has no thread to give."""
-        self.busy = False  # with a call whose result was not asked for
+        self.busy = False  # with a call whose result nobody has taken
         self._over: list[bool] = []  # True in it, once the thread makes nothing more
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
@@ -44,7 +44,7 @@ class Worker(Generic[T]):
             raise ResourceError("the system has no thread to give", NO_THREAD) from error
 
     def start(self, call: Callable[[], T]) -> None:
-        """Has a call made; its result is to be asked for before the next."""
+        """Has a call made; its result is to be taken before the next."""
         self.busy = True
         self._calls.put(call)
 

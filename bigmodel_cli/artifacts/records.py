@@ -107,7 +107,7 @@ class Recipe(Part, frozen=True, kw_only=True):
 
 
 class Command(Part, frozen=True, kw_only=True):
-    """What was asked for."""
+    """The sources that the command named."""
 
     sources: list[str]
     exclude: list[str]

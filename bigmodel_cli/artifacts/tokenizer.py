@@ -49,7 +49,7 @@ QWEN2 = (
 PIECE = 1 << 16  # a longer text is encoded in pieces of about so many bytes
 BATCH = 1 << 20  # bytes that tokenizers encodes in one call, which bounds memory
 FAST_BATCH = 4 << 20  # and gigatoken, whose result is smaller
-CACHE = 384 << 20  # bytes that gigatoken may remember before it starts anew
+CACHE = 384 << 20  # bytes that gigatoken may remember before it starts again
 # What two encoders may see differently: digits, scripts, marks, emoji, spaces, controls, pieces
 HARD = (
     "", " ", "  a  b", "\t\n \r\n\n x\u00a0y \u2028\u0085z\u3000", "1234567890" * 20,

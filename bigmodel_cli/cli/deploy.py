@@ -24,7 +24,7 @@ HELP = """Export a checkpoint as a bundle, and prove that it answers as the chec
 
 The bundle of a causal transformer loads in transformers, vLLM and other engines with no custom
 code; rnn, mlp and masked models load in bigmodel alone, and say so. receipt.json holds the proof.
---serve goes on as `bigmodel serve` does."""
+With --serve it then serves the bundle, as `bigmodel serve` does."""
 
 
 def register(app: typer.Typer) -> None:

@@ -46,10 +46,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     if resolved is None:
         return
     config = resolved.build(PredictConfig)
-    asked = "prompt" in flags
+    has_prompt = "prompt" in flags
     if any(not text for text in config.stop):
         raise UsageError("--stop is empty", "leave it out, or give the text to stop before")
-    if not asked and (sys.stdin is None or sys.stdin.isatty()):
+    if not has_prompt and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError(
             "no prompt", 'give one: bigmodel predict "…", or JSON lines on standard input'
         )
@@ -69,7 +69,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
                     f"--{name.replace('_', '-')} means nothing to the task `{predictor.task.name}`",
                     "leave it out",
                 )
-        if asked:
+        if has_prompt:
             _one(predictor, config.prompt, defaults, common.json)
             return
         bad = total = 0

@@ -24,7 +24,7 @@ def settle(
     common: Common,
     others: Iterable[Key] = (),
 ) -> Resolved | None:
-    """The configuration in force; None when --show-config asked only to see it. others: keys that
+    """The configuration in force; None when it is only shown, for --show-config. others: keys that
     may be said, but are of no use to the task at hand, and not shown."""
     if not can_start(len(os.sched_getaffinity(0))):  # numpy's OpenBLAS would interrupt us
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -41,7 +41,7 @@ def config_json(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, An
 
 
 def generation_config_json(tokenizer: Tokenizer, ends: Sequence[int]) -> dict[str, Any]:
-    """generation_config.json: greedy unless asked otherwise; writing ends at each of `ends`."""
+    """generation_config.json: greedy by default; writing ends at each of `ends`."""
     return {
         "bos_token_id": tokenizer.endoftext,
         "eos_token_id": ends[0] if len(ends) == 1 else list(ends),

@@ -40,7 +40,7 @@ def respond(document: Mapping[str, Any], status: int = 200, **headers: str) -> R
 
 
 async def refuse(_call: Call | None, error: Exception) -> Response:
-    """An error in OpenAI's form. Of what is no one's fault but ours, nothing is told."""
+    """An error in OpenAI's form. Of our own faults it says nothing."""
     if isinstance(error, DataError):
         message = error.message + (f" ({error.hint})" if error.hint else "")
         named = re.match(r"`([\w.-]+)`", message)

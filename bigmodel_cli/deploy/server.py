@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks import Request
 
 MOST_CHOICES = 128  # texts that one call may ask for
-GRACE = 3  # seconds for answers under way to end, once the server is told to stop
+GRACE = 3  # seconds for answers under way to end, once the server is to stop
 # of a Host header, or of the page that calls
 LOOPBACK = re.compile(r"(?i:(https?://)?(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?)")
 # what a body of /v1/completions may hold beside a request, and of which type it has to be
@@ -97,15 +97,17 @@ def check(
     parts: list[Any] = prompt if many else [prompt]  # type: ignore[assignment]
     if len(parts) * copies > MOST_CHOICES:
         raise Refusal(f"one call may ask for at most {MOST_CHOICES} choices", "prompt")
-    asked = {name: value for name, value in given.items() if name not in COMPLETIONS}
+    options = {name: value for name, value in given.items() if name not in COMPLETIONS}
     most = given.get("max_tokens")
     if only_echo := bool(given.get("echo")) and type(most) is int and most == 0:
-        asked["max_tokens"] = 1
+        options["max_tokens"] = 1
     texts: list[str] = []
     requests: list[Request] = []
     read = 0
     for part in parts:
-        request = predictor.request({**asked, "prompt": part}, {"max_tokens": 16, "temperature": 1})
+        request = predictor.request(
+            {**options, "prompt": part}, {"max_tokens": 16, "temperature": 1}
+        )
         read += len(request.prompt)
         text = part if isinstance(part, str) else predictor.task.tokenizer.decode(part)  # type: ignore[attr-defined]
         for copy in range(copies):  # each its own text, and the first is that of /predict
@@ -125,9 +127,9 @@ def listed(ignored: Sequence[str]) -> dict[str, str]:
     return {IGNORED: ", ".join(names[:MOST_NAMES] + more)} if names else {}
 
 
-def check_model(asked: str, served: str) -> None:
-    if asked != served:
-        message = f"the model `{asked:.80}` is not here; this server has `{served}`"
+def check_model(name: str, served: str) -> None:
+    if name != served:
+        message = f"the model `{name:.80}` is not here; this server has `{served}`"
         raise Refusal(message, "model", "model_not_found", 404)
 
 

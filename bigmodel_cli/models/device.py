@@ -49,7 +49,7 @@ def _local(name: str, default: int) -> int:
 
 def _keep_freed_memory() -> None:
     """Has glibc keep what tensors free for the next ones, instead of giving it back to the system,
-    which hands out and clears each page anew: up to a fifth of a CPU's training time."""
+    which hands out and clears each page again: up to a fifth of a CPU's training time."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         for setting, value in (

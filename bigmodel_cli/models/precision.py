@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
 
 class Int8Linear(nn.Module):
     """y = x·Wᵀ in whole numbers from −127 to 127: a weight's are steps of its row's largest, made
-    once; an input's are steps of its position's largest, made anew (dynamic quantization)."""
+    once; an input's are steps of its position's largest, for each input (dynamic quantization)."""
 
     weight_NK: Tensor
     scale_N: Tensor

@@ -59,7 +59,7 @@ class Recurrent(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None, **_: Tensor | None) -> Tensor:
-        """The state starts anew where a segment does; None: each row is one segment. What
+        """The state starts again where a segment does; None: each row is one segment. What
         else there is matters to attention alone."""
         if segments_BT is None:
             for norm, cell in zip(self.norms, self.cells, strict=True):

@@ -107,7 +107,7 @@ class SequenceModel(nn.Module):
         one row do not see each other; without segments each row is one. An image's class is read
         from its mean features; a text's from the mean and the largest ones of its first segment,
         added (Shen et al. 2018 put them beside each other). seen: what else a transformer's
-        attention is told, see there."""
+        attention gets, see there."""
         given = tokens_BT if pixels_BCHW is None else pixels_BCHW
         assert given is not None, "tokens or pixels"
         if self.config.shape.classes:

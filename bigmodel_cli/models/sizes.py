@@ -46,7 +46,8 @@ def model_config(
     tie: bool = True,
     dropout: float = 0.0,
 ) -> ModelConfig:
-    """A named size with what was set otherwise. Raises UsageError for sizes that do not fit."""
+    """A named size, with the values that are given in place of its own. Raises UsageError for
+    values that do not fit together."""
     if size not in SIZES:
         raise UsageError(f"--size is `{size}`", did_you_mean(size, SIZES))
     base_width, base_layers, base_heads = SIZES[size][family]

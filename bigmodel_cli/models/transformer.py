@@ -192,11 +192,11 @@ class Block(nn.Module):
         cache: tuple[Tensor, Tensor, Places] | None = None,
         bounds_S: Tensor | None = None,
     ) -> Tensor:
-        told = rotary, mask, causal, cache, bounds_S
+        given = rotary, mask, causal, cache, bounds_S
         if self.config.norm_place == "post":
-            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, *told)))
+            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, *given)))
             return self.feed_norm(x_BTD + self.dropout(self.feed(x_BTD)))  # type: ignore[no-any-return]
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), *told))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), *given))
         return x_BTD + self.dropout(self.feed(self.feed_norm(x_BTD)))  # type: ignore[no-any-return]
 
 

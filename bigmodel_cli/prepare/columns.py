@@ -36,7 +36,7 @@ def columns_in(schema: Iterable[Any]) -> dict[str, str]:
 
 
 def kind_of(kind: Any) -> str:
-    """What a task is told of an Arrow type."""
+    """What an Arrow type is to a task."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if is_text(kind):

@@ -129,7 +129,7 @@ def read(
     source: Source, choose: Choose, layout: Layout, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """A source's rows. `choose` picks the columns of records, and of what the source's folders are
-    named for; `advance` is told of bytes read.
+    named for; `advance` gets the bytes that were read.
 
     Raises DataError for a file that cannot be read to its end.
     """

@@ -69,11 +69,11 @@ class Layout:
     documents: bool = True
     context: Context = dataclasses.field(default_factory=Context)
     cache: HashCache = dataclasses.field(default_factory=HashCache)
-    told: set[str] = dataclasses.field(default_factory=set)
+    said: set[str] = dataclasses.field(default_factory=set)
 
     def say(self, kind: str, message: str, level: Literal["info", "warning"] = "info") -> None:
-        if kind not in self.told:
-            self.told.add(kind)
+        if kind not in self.said:
+            self.said.add(kind)
             self.context.emit(Note(message, level))
 
 

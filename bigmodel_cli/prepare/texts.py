@@ -166,9 +166,9 @@ def not_utf8(
     what = what or f"not {(layout.encoding or 'utf-8').upper()}"
     ledger.drop("unreadable", size, f"{where} ({what})")
     kind = f"unreadable {source.name}"
-    if layout.encoding or kind in layout.told or ledger.dropped["unreadable"].rows > GUESSES:
+    if layout.encoding or kind in layout.said or ledger.dropped["unreadable"].rows > GUESSES:
         return
-    layout.told.add(kind)
+    layout.said.add(kind)
     if found := likely(source):
         layout.say(
             f"likely {found}",

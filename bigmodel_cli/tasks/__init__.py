@@ -91,7 +91,7 @@ class Batch:
     extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors where the model is; a GPU is told the segments' bounds."""
+        """The batch with its tensors where the model is; a GPU gets the segments' bounds."""
         if device.type == "cpu":
             return self
 

@@ -142,7 +142,7 @@ class Chat(TextTask):
 
         found = self._messages(units)
         encoded = self._encode(found)
-        most = self.options.context + 1  # of which the last is only told
+        most = self.options.context + 1  # of which the last is only predicted
         for place, (tokens, _) in enumerate(encoded):
             if len(tokens) <= most:
                 continue
@@ -273,7 +273,7 @@ class Chat(TextTask):
         statistics[:, :4] = np.stack(columns, 1)
         return Predictions(batch.extra["units"], statistics)
 
-    def _asked(self, split: Split) -> list[tuple[int, int]]:
+    def _questions(self, split: Split) -> list[tuple[int, int]]:
         """The assistant's turns that are learned, those with least before them first: the unit,
         and the message's place in it."""
         found: list[tuple[int, int, int]] = []
@@ -297,9 +297,9 @@ class Chat(TextTask):
     def answers(self, model: SequenceModel, split: Split) -> Iterator[Predictions]:
         import numpy as np
 
-        asked = self._asked(split)
-        for first in range(0, len(asked), TOGETHER):
-            part = asked[first : first + TOGETHER]
+        questions = self._questions(split)
+        for first in range(0, len(questions), TOGETHER):
+            part = questions[first : first + TOGETHER]
             requests, references = [], []
             for unit, place in part:
                 found, parts = self._dialogue(split, unit)
@@ -310,13 +310,13 @@ class Chat(TextTask):
                 replies[index] += text
             judged = self.judge(np.array([unit for unit, _ in part]), replies, references)
             cut = sum(request.prompt[1] > 0 for request in requests)
-            yield dataclasses.replace(judged, counts={"asked": np.array([len(part), cut])})
+            yield dataclasses.replace(judged, counts={"questions": np.array([len(part), cut])})
 
     def tables(
         self, sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
     ) -> list[Table]:
         del sums
-        names, found = ("answered", "of which cut to fit"), counts.get("asked", ())
+        names, found = ("answered", "of which cut to fit"), counts.get("questions", ())
         rows: list[list[str | float]] = [[n, f"{c:,}"] for n, c in zip(names, found, strict=False)]
         return [Table("Replies", ["turns", "count"], rows)] if rows else []
 
@@ -355,10 +355,13 @@ class Chat(TextTask):
             for exchange in replies.exchanges([self._dialogue(split, unit)[0]])
         ]
         units = np.array([unit for unit, *_ in found], np.int64)
-        asked, references = [asked for _, asked, _ in found], [reply for *_, reply in found]
+        questions, references = (
+            [question for _, question, _ in found],
+            [reply for *_, reply in found],
+        )
         common = [replies.most_common(before)] * len(found)
         yield "most_common_reply", self.judge(units, common, references)
-        near = list(replies.nearest(before, asked))
+        near = list(replies.nearest(before, questions))
         yield "nearest_prompt", self.judge(units, near, references)
 
     @staticmethod

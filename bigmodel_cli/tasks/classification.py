@@ -277,20 +277,20 @@ class Classification(Task):
         logits = logits_BC.astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        rows, told = np.arange(B), logs.argmax(-1)
-        right = told == classes_B
-        confidence = np.exp(logs[rows, told])
+        rows, predicted = np.arange(B), logs.argmax(-1)
+        right = predicted == classes_B
+        confidence = np.exp(logs[rows, predicted])
         bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
         statistics = np.zeros((B, 3 + 3 * C + 2 * BINS))
         statistics[:, 0] = -logs[rows, classes_B]
         statistics[:, 1] = 1
         statistics[:, 2] = right
-        statistics[rows, 3 + told + np.where(right, 0, C)] = 1
+        statistics[rows, 3 + predicted + np.where(right, 0, C)] = 1
         statistics[rows[~right], 3 + 2 * C + classes_B[~right]] = 1
         statistics[rows, 3 + 3 * C + bins] = confidence
         statistics[rows, 3 + 3 * C + BINS + bins] = right
         confusion = np.zeros((C, C), np.int64)
-        np.add.at(confusion, (classes_B, told), 1)
+        np.add.at(confusion, (classes_B, predicted), 1)
         return Predictions(units_B.astype(np.int64), statistics, {"confusion": confusion})
 
     def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
@@ -365,7 +365,7 @@ class Classification(Task):
 
     # predict ---------------------------------------------------------------------------------
 
-    def told(
+    def classify(
         self,
         model: SequenceModel,
         requests: Sequence[Request],
@@ -387,7 +387,7 @@ class Classification(Task):
 
 def _f1(sums: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
     """(…, k) → (…, C): the harmonic mean of precision and recall; no number where a class neither
-    is nor was told."""
+    is nor was predicted."""
     import numpy as np
 
     hit, wrong, missed = np.split(sums[..., 3 : 3 + 3 * classes], 3, -1)

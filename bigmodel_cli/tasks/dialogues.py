@@ -55,7 +55,7 @@ TOOLS_EXAMPLE = 'for example {"tools": [{"type": "function", "function": {"name"
 
 
 class Malformed(Exception):  # noqa: N818 (never seen by a person as it is)
-    """What is no dialogue: why a row of it is dropped, and what a request of it is told."""
+    """What is not a dialogue: why a row of it is dropped, and what such a request is answered."""
 
     def __init__(self, said: str, reason: str = "malformed") -> None:
         super().__init__(said)
@@ -74,13 +74,13 @@ def columns(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, st
             chosen[part] = name
         return part in chosen
 
-    asked, replied = _sides(wanted)
+    questions, replies = _sides(wanted)
     parts = BESIDE
-    if asked or replied or not add("messages", MESSAGES):
+    if questions or replies or not add("messages", MESSAGES):
         parts = BESIDE | BEFORE
-        if not asked:
+        if not questions:
             add("prompt", PROMPTS)
-        if not replied:
+        if not replies:
             add("response", REPLIES)
     if complete(chosen):
         for part, names in parts.items():
@@ -94,7 +94,7 @@ def complete(chosen: Mapping[str, str]) -> bool:
 
 
 def _sides(chosen: Mapping[str, str]) -> tuple[bool, bool]:
-    """Whether columns hold what was asked, and what was replied."""
+    """Whether columns hold questions, and replies."""
     return (
         not {"prompt", "instruction"}.isdisjoint(chosen),
         not {"response", "output"}.isdisjoint(chosen),
@@ -135,14 +135,14 @@ def _items(row: Mapping[str, str | None]) -> list[Any]:
             raise Malformed("no messages", "no_text")
     else:
         listed = _decoded(row.get("history")) or []
-        asked = row.get("instruction") or row.get("prompt") or ""
+        question = row.get("instruction") or row.get("prompt") or ""
         if row.get("input"):
-            asked = f"{asked}\n\n{row['input']}"
+            question = f"{question}\n\n{row['input']}"
         replied = row.get("output") or row.get("response") or ""
         if isinstance(listed, list):
             listed = [
                 *(message for turn in listed for message in _turn(turn)),
-                {"role": "user", "content": asked},
+                {"role": "user", "content": question},
                 {"role": "assistant", "content": replied},
             ]
     if not isinstance(listed, list) or len(listed) > MOST_MESSAGES:
@@ -151,7 +151,7 @@ def _items(row: Mapping[str, str | None]) -> list[Any]:
 
 
 def _turn(turn: Any) -> Iterator[Any]:
-    """The messages of one item of a history: a message, or a pair of what was asked and said."""
+    """The messages of one item of a history: a message, or a pair of question and reply."""
     if not isinstance(turn, list):
         yield turn
     elif len(turn) != 2:

@@ -472,10 +472,10 @@ class ImageClassification(Classification):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.pixels import asked
+        from bigmodel_cli.tasks.pixels import requested_image
         from bigmodel_cli.tasks.requests import text_field
 
-        return Request(asked(text_field(document, "image"), self.form, self.opens_files))
+        return Request(requested_image(text_field(document, "image"), self.form, self.opens_files))
 
     def pixels(self, document: Mapping[str, Any]) -> int:
         from bigmodel_cli.tasks.pixels import announced
@@ -490,4 +490,4 @@ class ImageClassification(Classification):
         def inputs(requests: Sequence[Request]) -> Mapping[str, Tensor]:
             return self._inputs(np.stack([request.prompt for request in requests]))
 
-        yield from self.told(model, requests, inputs)
+        yield from self.classify(model, requests, inputs)

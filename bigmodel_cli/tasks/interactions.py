@@ -237,7 +237,7 @@ def sifted(data: Interactions, ledger: Ledger, least: int) -> tuple[NDArray[np.i
         if both:
             remarks.append(
                 f"{both:,} interactions of val and test are in train, too: without timestamps it "
-                "cannot be told whether they are the same ones"
+                "it is unknown whether they are the same ones"
             )
     else:
         order = np.lexsort((data.times, data.users))

@@ -3,7 +3,7 @@
 A sequence of n tokens holds n − 1 (input, target) pairs: every token but the first is a target.
 All pairs of a permutation of the sequences, one after another, are cut into rows of T pairs; a
 long sequence goes on in later rows; what shares a row does not see each other (its segments
-differ). The order of sequences, the place of the first cut and the order of rows are drawn anew
+differ). The order of sequences, the place of the first cut and the order of rows are drawn again
 in each epoch: a pure function of (lengths, T, seed, epoch).
 """
 
@@ -132,7 +132,7 @@ class Windows:
 
 
 class PackedPlan(Plan):
-    """Packed rows as batches; with `masks`, tokens are left out anew in each epoch."""
+    """Packed rows as batches; with `masks`, tokens are left out again in each epoch."""
 
     def __init__(self, order: PackedOrder, masks: Tokenizer | None) -> None:
         self.order, self.masks, self.rows = order, masks, order.rows
@@ -153,7 +153,7 @@ class WholePlan(Plan):
 
     lengths: of each (input, target) sequence; pairs(i): its inputs and targets. They are put
     together once, best fit, the longest first within blocks (a pure function of lengths and seed);
-    the order of rows is drawn anew in each epoch.
+    the order of rows is drawn again in each epoch.
     """
 
     even = True
@@ -180,9 +180,9 @@ class WholePlan(Plan):
                 self._epoch = epoch
             filled = segment = 0
             for index in self._bins[self._order[place]]:
-                tokens, told = self._pairs(index)
+                tokens, predicted = self._pairs(index)
                 part = slice(filled, filled + len(tokens))
-                inputs[row, part], targets[row, part] = tokens, told
+                inputs[row, part], targets[row, part] = tokens, predicted
                 segments[row, part] = segment
                 filled, segment = filled + len(tokens), segment + 1
             segments[row, filled:] = segment
@@ -222,7 +222,7 @@ def leave_out(
     random: np.random.Generator,
 ) -> None:
     """Makes a row (T,) of next-token pairs one of a masked model: the targets, of which 15 % are
-    to be told; of these 80 % are masked, 10 % random, 10 % kept (Devlin et al. 2018)."""
+    to be predicted; of these 80 % are masked, 10 % random, 10 % kept (Devlin et al. 2018)."""
     real = targets != IGNORED
     inputs[real] = targets[real]
     chosen = real & (random.random(len(inputs)) < MASKED_SHARE)

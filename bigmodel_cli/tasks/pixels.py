@@ -213,7 +213,7 @@ def is_grey(pixels_CSS: NDArray[np.uint8]) -> bool:
 
 
 def usual_form(images: Any, size: int | None, color: str) -> Form | None:
-    """The form that was asked for, or that the first encoded images of a column have; None if
+    """The form that was given, or that the first encoded images of a column have; None if
     there is none that can be read."""
     sizes, grey, looked_at = set(), True, 0
     for index in range(len(images)):
@@ -235,7 +235,7 @@ def usual_form(images: Any, size: int | None, color: str) -> Form | None:
     return Form(1 if color == "grey" or (color == "auto" and grey) else 3, size)
 
 
-def asked(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
+def requested_image(text: str, form: Form, opens_files: bool) -> NDArray[np.uint8]:
     """The image that a request names: a data: URI or, where files may be opened, a path.
 
     Raises DataError. Nothing is fetched from elsewhere.

@@ -40,7 +40,7 @@ RECOMMENDED = "recommended"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Query:
     """A request: the known items of the history, how many are wanted, whether known ones are, and
     how many items of the history are unknown."""
 
@@ -52,7 +52,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What is to be told. units, items: (M,); seen: all items before each, one after another;
+    """What is to be predicted. units, items: (M,); seen: all items before each, one after another;
     counts: how many of these each has, (M,)."""
 
     units: NDArray[np.int64]
@@ -141,8 +141,8 @@ class Judge:
         ones = torch.ones(len(targets), dtype=torch.float64)
         statistics = torch.cat([torch.stack([nats_M.double().cpu(), ones]), found])
         best = scores_MV.topk(min(LISTED, self.items))
-        told = best.indices[best.values > -math.inf].cpu().numpy()
-        self._counts += np.bincount(told, minlength=self.items)
+        ranked = best.indices[best.values > -math.inf].cpu().numpy()
+        self._counts += np.bincount(ranked, minlength=self.items)
         self._units.append(targets.units)
         self._statistics.append(statistics.T.numpy())
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
     from bigmodel_cli.tasks.catalogue import Catalogue
-    from bigmodel_cli.tasks.ranking import Wish
+    from bigmodel_cli.tasks.ranking import Query
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
 COLUMNS = ("user", "item", "timestamp", "rating")
@@ -344,7 +344,7 @@ class Recommendation(Task):
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
         from bigmodel_cli.tasks.packing import SAMPLES, generator
-        from bigmodel_cli.tasks.ranking import Wish, targets_of
+        from bigmodel_cli.tasks.ranking import Query, targets_of
 
         chosen = generator(SAMPLES, seed).permutation(len(split))[:count].tolist()
         found: list[dict[str, str]] = []
@@ -352,8 +352,8 @@ class Recommendation(Task):
             if unit not in chosen:
                 continue
             chosen.remove(unit)
-            wish = Wish(history[:place].tolist(), 5, self.options.repeat, 0)
-            answer = next(last for *_, last in self.answer(model, [Request(wish)]) if last)
+            query = Query(history[:place].tolist(), 5, self.options.repeat, 0)
+            answer = next(last for *_, last in self.answer(model, [Request(query)]) if last)
             shown = [self.names[i] for i in history[:place][-SHOWN_HISTORY:].tolist()]
             found.append(
                 {
@@ -380,7 +380,7 @@ class Recommendation(Task):
 
     def request(self, document: Mapping[str, Any]) -> Request:
         from bigmodel_cli.tasks.catalogue import Catalogue
-        from bigmodel_cli.tasks.ranking import Wish
+        from bigmodel_cli.tasks.ranking import Query
         from bigmodel_cli.tasks.requests import number_field, shown
 
         history = document.get("history")
@@ -402,7 +402,7 @@ class Recommendation(Task):
         known = self._catalogue.known(history)
         k = int(number_field(document, "k", 10, 1, MOST_ITEMS, whole=True))
         repeat = self.options.repeat if repeat is None else repeat
-        return Request(Wish(known, k, repeat, len(history) - len(known)))
+        return Request(Query(known, k, repeat, len(history) - len(known)))
 
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
@@ -414,34 +414,34 @@ class Recommendation(Task):
 
         from bigmodel_cli.tasks.ranking import ahead, best
 
-        wishes: list[Wish] = [request.prompt for request in requests]
+        queries: list[Query] = [request.prompt for request in requests]
         total = sum(self.counts) + len(self.counts)
         found: dict[int, list[tuple[int, float]]] = {}
-        asked = [index for index, wish in enumerate(wishes) if wish.history]
-        for first in range(0, len(asked), ROWS):
-            part = asked[first : first + ROWS]
-            histories = [wishes[index].history for index in part]
+        known = [index for index, query in enumerate(queries) if query.history]
+        for first in range(0, len(known), ROWS):
+            part = known[first : first + ROWS]
+            histories = [queries[index].history for index in part]
             for index, logs_V in zip(part, ahead(model, histories, self.options.context)):
-                wish = wishes[index]
-                found[index] = best(logs_V, wish.k, [] if wish.repeat else wish.history)
-        for index, wish in enumerate(wishes):
+                query = queries[index]
+                found[index] = best(logs_V, query.k, [] if query.repeat else query.history)
+        for index, query in enumerate(queries):
             fallback = index not in found
             ranked = (
                 found[index]
                 if not fallback
                 else [
                     (place, math.log((count + 1) / total))
-                    for place, count in enumerate(self.counts[: wish.k])
+                    for place, count in enumerate(self.counts[: query.k])
                 ]
             )
             items = [{"item": self.names[i], "score": round(score, 4)} for i, score in ranked]
             shown = "\n".join(f"{score:9.4f}  {self.names[i]}" for i, score in ranked)
             note = "no known item in the history: the most popular\n" if fallback else ""
             whole = {"items": items, "fallback": fallback}
-            if wish.unknown:
-                whole["unknown"] = wish.unknown
-                note += f"unknown items of the history, left out: {wish.unknown:,}\n"
-            if (rest := len(wish.history) - self.options.context) > 0:
+            if query.unknown:
+                whole["unknown"] = query.unknown
+                note += f"unknown items of the history, left out: {query.unknown:,}\n"
+            if (rest := len(query.history) - self.options.context) > 0:
                 whole["truncated"] = rest
                 note += f"the first {rest:,} items of the history were not read\n"
             yield index, note + shown, whole

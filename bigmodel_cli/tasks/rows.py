@@ -18,7 +18,7 @@ LIKE = 0.75  # rows that are padded together are at least so long, as a share of
 
 
 class ShuffledPlan(Plan):
-    """Every example once an epoch, in an order drawn anew: a pure function of (seed, epoch).
+    """Every example once an epoch, in an order of its own: a pure function of (seed, epoch).
 
     Whatever rows follow each other are a fair sample of the split. Lengths tell much about what a
     row is, such as its class, so only rows of the same update are put together by their lengths.

@@ -109,10 +109,10 @@ class TextTask(Task):
         kind = self.options.tokenizer
         if kind in NEW:
             vocabulary = self.options.vocab_size or tokenizer.default_vocabulary(size)
-            asked = f" (--vocab-size {vocabulary})" if kind == "bpe" else ""
+            option = f" (--vocab-size {vocabulary})" if kind == "bpe" else ""
             self._tokenizer = tokenizer.train(texts(SAMPLE_BYTES), kind, vocabulary, wait)
             learned = f"learned from {min(size, SAMPLE_BYTES) / 1e6:,.1f} MB of the train split"
-            what = f"{kind} tokenizer: {self.tokenizer.size:,} tokens{asked}, {learned}"
+            what = f"{kind} tokenizer: {self.tokenizer.size:,} tokens{option}, {learned}"
         else:
             self._tokenizer = brought.bring(kind)
             what = f"tokenizer `{kind}`: {self.tokenizer.size:,} tokens"

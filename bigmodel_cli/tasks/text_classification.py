@@ -306,7 +306,7 @@ class TextClassification(TextTask, Classification):
         def inputs(requests: Sequence[Request]) -> Mapping[str, Tensor]:
             return self._inputs([np.array(request.prompt[:context]) for request in requests])
 
-        for index, shown, whole in self.told(model, requests, inputs):
+        for index, shown, whole in self.classify(model, requests, inputs):
             rest = len(requests[index].prompt) - context
             if whole and rest > 0:
                 shown += f"\nthe last {rest:,} tokens of the text were not read"

@@ -85,7 +85,7 @@ def shorten(
 ) -> list[Message]:
     """A dialogue of at most so many tokens: without its oldest turns; if what the system says and
     the last exchange alone are too long, the longest messages of these are cut: the beginning of
-    what was asked, the end of what was said."""
+    the question, the end of what was said."""
     sizes = [len(tokens) - 1 for tokens, _ in encode([[message] for message in found])]
     start = first_kept(found, sizes, [most - 1])  # <|endoftext|> comes first
     if start is not None:
@@ -101,8 +101,8 @@ def shorten(
             last, contents = last[1:], contents[1:]
             continue
         cut = max(1, min(over, len(contents[longest]) - 1))
-        asked = last[longest]["role"] == "user"
-        contents[longest] = contents[longest][cut:] if asked else contents[longest][:-cut]
+        question = last[longest]["role"] == "user"
+        contents[longest] = contents[longest][cut:] if question else contents[longest][:-cut]
         text = tokenizer.decode(contents[longest]).strip("\ufffd").strip() or "…"
         last = [*last[:longest], {**last[longest], "content": text}, *last[longest + 1 :]]
     return last

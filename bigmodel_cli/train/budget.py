@@ -73,7 +73,7 @@ class Clock:
 
     def look(self) -> float:
         """Takes the time."""
-        self.elapsed = parallel.told(time.monotonic() + self._offset)
+        self.elapsed = parallel.of_rank_0(time.monotonic() + self._offset)
         return self.elapsed
 
     def tick(self) -> float:

@@ -122,8 +122,8 @@ class Engine:
         made, batches = self._ahead
         if made != number:
             batches = self._batches(number)
-        asked, terms = parallel.total(stopping(), sum(batch.terms for batch in batches))
-        if asked:
+        stop, terms = parallel.total(stopping(), sum(batch.terms for batch in batches))
+        if stop:
             return None
         terms = max(1, terms)
         parts = torch.zeros((), device=self.device)

@@ -147,12 +147,12 @@ class Loop:
             fresh=False,
         )
 
-    def _asked(self) -> bool:
-        """Whether this rank was asked to stop."""
+    def _is_signalled(self) -> bool:
+        """Whether this rank got a signal to stop."""
         return self.context.stop.requested is not None
 
     def _stopping(self) -> bool:
-        return parallel.any_(self._asked())
+        return parallel.any_(self._is_signalled())
 
     def _due(self) -> bool:
         """Whether a checkpoint falls on this step: every so many, or every tenth of the time."""
@@ -203,7 +203,9 @@ class Loop:
         clock.pause()
 
     def _validate(self, limit: int) -> dict[str, float | None] | None:
-        return self.engine.validate(self.val, max(1, self.engine.micro_batch), limit, self._asked)
+        return self.engine.validate(
+            self.val, max(1, self.engine.micro_batch), limit, self._is_signalled
+        )
 
     def _update(self) -> bool:
         from bigmodel_cli.train.budget import rate
@@ -214,7 +216,7 @@ class Loop:
         if self.decay_began is None and progress >= 1 - config.decay:
             self.decay_began = self.step
         try:
-            done = self.engine.step(self.step, share, self._asked)
+            done = self.engine.step(self.step, share, self._is_signalled)
         except DivergedError as error:
             raise self._diverged(error.message) from None
         if done is None:

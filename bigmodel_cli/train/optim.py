@@ -18,7 +18,7 @@ def orthogonalized(x: Tensor, coefficients: tuple[float, float, float], steps: i
     """Matrices (…, A, B) after `steps` times x ← a·x + b·g·x + c·g²·x, g = x·xᵀ (Jordan et al.
     2024). Of more than two steps two are found at once where one side is the longer by half: their
     g are polynomials of the first, (A, A) all, so that the longer side is multiplied half as often.
-    The last step is of x itself, which mends what bfloat16 has rounded, unless x has few rows."""
+    The last step is of x itself, which corrects the rounding of bfloat16, unless x has few rows."""
     a, b, c = coefficients
     A, B = x.shape[-2:]
     add = torch.addmm if x.dim() == 2 else torch.baddbmm

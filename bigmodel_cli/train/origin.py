@@ -97,11 +97,11 @@ def _run(workdir: Workdir, name: str) -> Run | None:
 
 
 def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
-    """The model that these weights fit, for the task. Raises UsageError for what was asked
-    otherwise, and for weights that cannot serve the task."""
+    """The model that these weights fit, for the task. Raises UsageError for options that differ
+    from theirs, and for weights that cannot serve the task."""
     model = origin.model
     given: dict[str, Any] = {name: getattr(config, name) for name in SAME}
-    for name in ("model", "cell", "window", "tie"):  # where something else than usual is asked for
+    for name in ("model", "cell", "window", "tie"):  # where it is not the default
         usual = {getattr(TrainConfig(), name), task.defaults.get(name)}
         value = getattr(config, name)
         given[name] = value if value not in usual else None

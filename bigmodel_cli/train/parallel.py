@@ -2,7 +2,7 @@
 
 Each takes a part of every update's rows; the gradients are summed, so that an update is the same
 however many ranks share it. All of them decide the same at the same places: what depends on the
-clock, the disk or a signal is told by rank 0, or asked of all. Rank 0 alone writes and speaks.
+clock, the disk or a signal is decided by rank 0, or by all together. Rank 0 alone writes.
 Without torchrun there is one rank, and all of this does nothing.
 """
 
@@ -90,15 +90,15 @@ def lead(decide: Callable[[], T]) -> T:
     import torch
     import torch.distributed as dist
 
-    told: dict[str, Any] = {}
+    message: dict[str, Any] = {}
     failure: BigmodelError | StopError | None = None
     if leads():
         try:
-            told = {"value": decide()}
+            message = {"value": decide()}
         except (BigmodelError, StopError) as error:
             failure = error
-            told = {"code": error.code}
-    data = bytearray(json.dumps(told).encode())
+            message = {"code": error.code}
+    data = bytearray(json.dumps(message).encode())
     size = torch.tensor([len(data)])
     with _together():
         dist.broadcast(size, src=0)
@@ -110,10 +110,10 @@ def lead(decide: Callable[[], T]) -> T:
         dist.broadcast(text, src=0)
     if failure:
         raise failure
-    told = json.loads(bytes(text.tolist()))
-    if "code" in told:
-        raise SystemExit(told["code"])
-    return told["value"]  # type: ignore[no-any-return]
+    message = json.loads(bytes(text.tolist()))
+    if "code" in message:
+        raise SystemExit(message["code"])
+    return message["value"]  # type: ignore[no-any-return]
 
 
 def total(*numbers: float) -> list[float]:
@@ -134,7 +134,7 @@ def any_(flag: bool) -> bool:
     return total(flag)[0] > 0
 
 
-def told(number: float) -> float:
+def of_rank_0(number: float) -> float:
     """Rank 0's number."""
     return total(number if leads() else 0.0)[0]
 
@@ -175,7 +175,7 @@ def check_weights(parameters: Iterable[Tensor]) -> None:
     for weight in parameters:
         digest.update(weight.detach().cpu().numpy().tobytes())
     number = int.from_bytes(digest.digest()[:6], "big")  # exact as a float
-    if any_(told(number) != number):
+    if any_(of_rank_0(number) != number):
         raise BigmodelError(
             "the ranks hold different weights: they are of unlike processors, or one of them errs",
             "train on machines of one kind",

@@ -1,4 +1,4 @@
-"""train: shards → checkpoints. Begins a run, or goes on with it to the very same weights."""
+"""train: shards → checkpoints. Starts a run, or continues it to the very same weights."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _clear(place: Run) -> None:
 
 
 def _agree(known: RunConfig, place: Run, options: dict[str, Any], data: DataManifest) -> None:
-    """Raises UsageError where a run's configuration is not the one asked for: what differs."""
+    """Raises UsageError where a run's configuration is not the given one: what differs."""
     before = {**identity(TrainConfig()), **known.options}  # options that came later
     differing = manifest.changes(before, options)
     if known.data_fingerprint != data.fingerprint:
@@ -219,8 +219,8 @@ def _train(
         parallel.lead(lambda: _begin(task, place, known))
     state = _resume(place, model, optimizers, context)
     if origin and not state:
-        anew = ", ".join(begin_from(model, origin, task)) or "nothing"
-        context.note(f"initialized from {origin.name} ({origin.sha256[:12]}); new: {anew}")
+        fresh = ", ".join(begin_from(model, origin, task)) or "nothing"
+        context.note(f"initialized from {origin.name} ({origin.sha256[:12]}); new: {fresh}")
     parallel.same_weights(model.parameters())
     clock = budget.Clock(
         resolved.length,

@@ -1676,7 +1676,7 @@ def test_a_line_of_200_megabytes_is_kept_whole_in_bounded_memory(empty: Cli, nam
     assert done.returncode == 0, done
     codec = tokenizer.load(empty.work / "data" / "preprocessor")
     values = np.array([raw[0] if raw else 0 for raw in codec.token_bytes], np.uint8)
-    shards = empty.manifest()["splits"]["train"]["shards"]
+    shards = Workdir(empty.work).read_data().splits["train"].shards
     kept = [Split(empty.work / "data", [shard]).values("tokens", 0, shard.examples)
             for shard in shards]  # fmt: skip
     tokens = np.concatenate(kept)

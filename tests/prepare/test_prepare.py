@@ -922,10 +922,10 @@ def whole(folder):
     if not path.exists():
         return True
     document = json.loads(path.read_bytes())
-    shards = [s for part in document.splits.values() for s in part.shards]
-    files = [(s.name, s) for s in shards]
+    shards = [s for part in document["splits"].values() for s in part["shards"]]
+    files = [(s["name"], s) for s in shards]
     files += [("preprocessor/" + name, info) for name, info in document["codec"].items()]
-    return all(sha256(path.parent / name) == info.sha256 for name, info in files)
+    return all(sha256(path.parent / name) == info["sha256"] for name, info in files)
 
 assert child(root + ".old", 1) == 0
 begin(root)

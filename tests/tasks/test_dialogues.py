@@ -155,7 +155,7 @@ def test_turns_marked_not_to_be_learned_have_no_loss_but_are_read(
     tokens, learned = (split.values(name, 0, 1) for name in ("tokens", "learned"))
     assert shown(made, tokens[learned > 0].tolist()) == "See you.<|im_end|>"
     assert split.column("bytes").tolist() == [len("See you.")]
-    assert made._asked(split) == [(0, 4)]
+    assert made._questions(split) == [(0, 4)]
 
 
 def test_a_dialogue_is_the_same_one_whatever_is_learned_of_it(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_every_turn_is_scored_of_the_model_and_of_the_baselines(
     (found,) = made.answers(None, split)
     right = [m for number in range(8, 11) for m in ("wrong", f"The last answer is {number}.")]
     assert chrf(found) == expected(right)
-    assert found.counts["asked"].tolist() == [6, 0]
+    assert found.counts["questions"].tolist() == [6, 0]
     baselines = dict(made.baselines(train_split(work), split))
     assert chrf(baselines["most_common_reply"]) == expected(["Hi!"] * 6)
     assert chrf(baselines["nearest_prompt"]) > chrf(baselines["most_common_reply"])

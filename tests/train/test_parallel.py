@@ -164,7 +164,7 @@ def test_ranks_that_are_nowhere_are_missed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_alone_every_number_is_ones_own() -> None:
-    values: list[Any] = [parallel.total(1, 2.5), parallel.told(3.0), parallel.any_(False)]
+    values: list[Any] = [parallel.total(1, 2.5), parallel.of_rank_0(3.0), parallel.any_(False)]
     assert values == [[1, 2.5], 3.0, False]
     assert parallel.lead(lambda: "mine") == "mine"
 
