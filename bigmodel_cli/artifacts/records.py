@@ -280,12 +280,12 @@ class Table(Struct, frozen=True):
 
 
 class Sample(Part, frozen=True, kw_only=True):
-    """picture: a data: URI."""
+    """image: a data: URI."""
 
     prompt: str
     output: str
     reference: str
-    picture: str | UnsetType = UNSET
+    image: str | UnsetType = field(name="picture", default=UNSET)
 
 
 class Evaluation(Artifact, frozen=True, kw_only=True):

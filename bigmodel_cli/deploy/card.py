@@ -108,9 +108,9 @@ def card(
 def _what(task: Task, config: ModelConfig, training: RunConfig) -> str:
     """The model in a sentence: its family and size, what it reads, and where its weights began."""
     shape, objective = config.shape, training.options.get("objective")
-    if picture := shape.picture:
-        kind = "grey" if picture.channels == 1 else "coloured"
-        reads = f"{kind} images of {picture.size} × {picture.size} pixels"
+    if image := shape.image:
+        kind = "grey" if image.channels == 1 else "coloured"
+        reads = f"{kind} images of {image.size} × {image.size} pixels"
     else:
         reads = f"at most {shape.context:,} {task.positions} at once, of {shape.vocabulary:,} kinds"
     gives = f", one of {shape.classes:,} classes" if shape.classes else ""

@@ -164,9 +164,9 @@ def html(evaluation: Evaluation, data: DataManifest, place: Run) -> str:
 
 
 def _image(sample: Sample) -> str:
-    if not sample.picture:
+    if not sample.image:
         return ""
-    return f"<img alt='' height=112 src='{escape(sample.picture, quote=True)}'><br>"
+    return f"<img alt='' height=112 src='{escape(sample.image, quote=True)}'><br>"
 
 
 def _table(header: list[str], body: list[list[str]]) -> str:

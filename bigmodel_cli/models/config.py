@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bigmodel_cli.errors import ArtifactError
-from bigmodel_cli.models.shape import Picture, Shape
+from bigmodel_cli.models.shape import ImageShape, Shape
 
 # positions that attend to each other in plain matrix products on a CPU; the square of more would
 # fill the memory
@@ -46,7 +46,10 @@ class ModelConfig:
     dropout: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {"family": self.family, **dataclasses.asdict(self)}
+        """As config.json keeps it, where the shape's `image` is called `picture`."""
+        document = {"family": self.family, **dataclasses.asdict(self)}
+        document["shape"]["picture"] = document["shape"].pop("image")
+        return document
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> ModelConfig:
@@ -64,8 +67,8 @@ class ModelConfig:
 
     def wrong(self) -> str:
         """What no model has, in words; nothing if all is well. The types are right."""
-        shape, picture = self.shape, self.shape.picture
-        parts: list[Any] = [self, shape, *([picture] if picture else [])]
+        shape, image = self.shape, self.shape.image
+        parts: list[Any] = [self, shape, *([image] if image else [])]
         for part in parts:
             for item in dataclasses.fields(part):
                 value = getattr(part, item.name)
@@ -76,12 +79,12 @@ class ModelConfig:
                     return f"`{item.name}` is `{value}`"
         if not 0 <= self.dropout < 1:
             return f"`dropout` is `{self.dropout}`"
-        if picture is None:
+        if image is None:
             return "" if shape.vocabulary else "`vocabulary` is 0"
-        size, patch = picture.size, picture.patch
-        if picture.channels not in (1, 3) or size > MOST_PIXELS or size % patch:
-            return f"images of {picture.channels} × {size} in patches of {patch}"
-        return "" if picture.positions == shape.context else f"`context` is {shape.context}"
+        size, patch = image.size, image.patch
+        if image.channels not in (1, 3) or size > MOST_PIXELS or size % patch:
+            return f"images of {image.channels} × {size} in patches of {patch}"
+        return "" if image.positions == shape.context else f"`context` is {shape.context}"
 
     @property
     def length(self) -> int:
@@ -90,14 +93,14 @@ class ModelConfig:
 
     def parameters(self) -> int:
         """The number of trained weights, by formula."""
-        D, C, picture = self.width, self.shape.classes, self.shape.picture
+        D, C, image = self.width, self.shape.classes, self.shape.image
         embedding = self.shape.vocabulary * D
         head = (D + 1) * C if C else 0 if self.tied else embedding
-        if picture:
-            kernels = picture.convolutions(D)
+        if image:
+            kernels = image.convolutions(D)
             embedding = sum(kernel.weights for kernel in kernels)
             embedding += sum(2 * kernel.outputs for kernel in kernels[:-1])  # of their norms
-            embedding += 0 if self.learned_positions else picture.positions * D
+            embedding += 0 if self.learned_positions else image.positions * D
             embedding += sum(kernel.outputs for kernel in kernels) if self.stem_bias else 0
         return embedding + self._backbone() + head
 
@@ -106,9 +109,9 @@ class ModelConfig:
         multiplies. Training takes 3 times as many."""
         lookup = 0 if self.tied else self.shape.vocabulary * self.width
         flops = 2.0 * (self.parameters() - lookup) + self._more_flops()
-        picture, T = self.shape.picture, self.shape.context
-        if picture:  # whose weights do not each multiply once for a position
-            kernels = picture.convolutions(self.width)
+        image, T = self.shape.image, self.shape.context
+        if image:  # whose weights do not each multiply once for a position
+            kernels = image.convolutions(self.width)
             flops += 2.0 * sum(part.weights * (part.positions / T - 1) for part in kernels)
             flops -= 0 if self.learned_positions else 2.0 * T * self.width  # its places are added
         return flops
@@ -116,10 +119,10 @@ class ModelConfig:
     def activation_bytes(self, device: str = "cpu") -> int:
         """About the memory that training takes per row, in bytes: activations kept for the backward
         pass, and logits in fp32 with their gradient. An estimate on the safe side."""
-        T, picture = self.shape.context, self.shape.picture
+        T, image = self.shape.context, self.shape.image
         inputs = self._input_bytes()
-        if picture:
-            kernels = picture.convolutions(self.width)
+        if image:
+            kernels = image.convolutions(self.width)
             inputs += 16 * sum(part.outputs * part.positions for part in kernels) // T
         logits = 0 if self.shape.classes else 14 * self.shape.vocabulary
         layer = self._layer_bytes() + self._attention_bytes(device)
@@ -259,7 +262,7 @@ class TransformerConfig(ModelConfig):
             or (scaling.kind != "linear" and not 0 < scaling.original <= MOST)
         ):
             return f"`rope_scaling` is `{scaling}`"
-        if self.class_token and not self.shape.picture:
+        if self.class_token and not self.shape.image:
             return "`class_token` is of images alone"
         if self.sliding_window and not self.shape.causal:
             return "`sliding_window` is of causal models alone"
@@ -382,15 +385,17 @@ FORMER = ("heads", "kv_heads", "hidden", "cell", "window")
 
 def config_class(family: str, shape: Shape) -> type[ModelConfig]:
     """Raises KeyError for a family that is not known."""
-    mlp = MixerConfig if shape.picture else MlpConfig
+    mlp = MixerConfig if shape.image else MlpConfig
     return {"transformer": TransformerConfig, "rnn": RnnConfig, "mlp": mlp}[family]
 
 
 def _read(document: Mapping[str, Any]) -> ModelConfig:
     """A configuration of any types. Raises KeyError, TypeError."""
-    shape = Shape(**document["shape"])
-    if isinstance(shape.picture, Mapping):
-        shape = dataclasses.replace(shape, picture=Picture(**shape.picture))
+    fields = {**document["shape"]}
+    image = fields.pop("picture", None)
+    shape = Shape(**fields, image=image)
+    if isinstance(shape.image, Mapping):
+        shape = dataclasses.replace(shape, image=ImageShape(**shape.image))
     if document["family"] not in FAMILIES:
         raise TypeError(f"`family` is `{document['family']}`")
     kind = config_class(document["family"], shape)
@@ -408,8 +413,8 @@ def _read(document: Mapping[str, Any]) -> ModelConfig:
 
 def _wrong_types(config: ModelConfig) -> str:
     kinds = {"int": (int,), "bool": (bool,), "str": (str,), "float": (int, float)}
-    parts = {"shape": Shape, "picture": Picture, "rope_scaling": RopeScaling}
-    described = config, config.shape, config.shape.picture, getattr(config, "rope_scaling", None)
+    parts = {"shape": Shape, "image": ImageShape, "rope_scaling": RopeScaling}
+    described = config, config.shape, config.shape.image, getattr(config, "rope_scaling", None)
     for part in (part for part in described if part is not None):
         for item in dataclasses.fields(part):
             value, wanted = getattr(part, item.name), kinds.get(str(item.type))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigmodel_cli.models.shape import Picture
+from bigmodel_cli.models.shape import ImageShape
 
 
 class Stem(nn.Module):
@@ -17,16 +17,16 @@ class Stem(nn.Module):
     (one over the batch would make a row's result depend on its neighbours), and a learned place
     for each position, unless the backbone has them."""
 
-    def __init__(self, picture: Picture, width: int, places: bool, bias: bool) -> None:
+    def __init__(self, image: ImageShape, width: int, places: bool, bias: bool) -> None:
         super().__init__()
-        kernels = picture.convolutions(width)
+        kernels = image.convolutions(width)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(
                 k.inputs,
                 k.outputs,
                 k.kernel,
                 k.stride,
-                padding=0 if picture.stem == "patch" else k.kernel // 2,
+                padding=0 if image.stem == "patch" else k.kernel // 2,
                 bias=bias,
             )
             for k in kernels
@@ -34,7 +34,7 @@ class Stem(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(1, k.outputs) for k in kernels[:-1])
         self.places: nn.Parameter | None = None
         if places:
-            self.places = nn.Parameter(torch.empty(picture.positions, width))
+            self.places = nn.Parameter(torch.empty(image.positions, width))
         with torch.no_grad():
             if self.places is not None:
                 self.places.normal_(std=0.02)

@@ -50,10 +50,10 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.config = config
         vocabulary, width = config.shape.vocabulary, config.width
-        picture = config.shape.picture
+        image = config.shape.image
         self.embed = (
-            Stem(picture, width, not config.learned_positions, config.stem_bias)
-            if picture
+            Stem(image, width, not config.learned_positions, config.stem_bias)
+            if image
             else nn.Embedding(vocabulary, width)
         )
         self.backbone = BACKBONES[type(config)](config)

@@ -22,7 +22,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageShape:
     """Rows that are images of `channels` × `size` × `size` values, which the model sees as a
     sequence of patches of `patch` a side.
 
@@ -66,7 +66,7 @@ class Shape:
     vocabulary: number of token ids in and out; context: the longest row in tokens;
     causal: whether position t may see only positions ≤ t; classes: if any, a row is one of them,
     and the model gives their logits, not its tokens'; prefix: whether rows of a causal model begin
-    with a part that a transformer sees both ways; picture: what rows are instead of tokens, if
+    with a part that a transformer sees both ways; image: what rows are instead of tokens, if
     anything.
     """
 
@@ -75,4 +75,4 @@ class Shape:
     causal: bool
     classes: int = 0
     prefix: bool = False
-    picture: Picture | None = None
+    image: ImageShape | None = None

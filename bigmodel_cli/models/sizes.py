@@ -65,7 +65,7 @@ def model_config(
             raise UsageError(f"--width {width} must be even for an rnn of two directions")
         return RnnConfig(cell=cell, **common)
     if family == "mlp":
-        if shape.picture:
+        if shape.image:
             return MixerConfig(hidden=hidden, **common)
         return MlpConfig(hidden=hidden, window=window, **common)
     if heads is None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.prepare.aligned import groups, name_of
 from bigmodel_cli.prepare.detect_task import IMAGES, TEXT_BESIDE, Reading, is_records, size
+from bigmodel_cli.prepare.images import label_of
 from bigmodel_cli.prepare.json_keys import NESTED
-from bigmodel_cli.prepare.pictures import label_of
 from bigmodel_cli.prepare.records import Choose
 from bigmodel_cli.prepare.sources import SHOWN, WHOLE, Layout, Source, unpacked
 from bigmodel_cli.prepare.split_names import splits_in

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from bigmodel_cli.artifacts.ledger import Ledger
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.prepare import pictures, records, sources
+from bigmodel_cli.prepare import images, records, sources
 from bigmodel_cli.prepare.aligned import aligned
 from bigmodel_cli.prepare.delimited import delimited
 from bigmodel_cli.prepare.json_forms import json_whole, peek
@@ -55,8 +55,8 @@ READERS = {
     "csv": delimited,
     "tsv": delimited,
     "parquet": parquet,
-    "idx": pictures.arrays,
-    "numpy": pictures.arrays,
+    "idx": images.arrays,
+    "numpy": images.arrays,
     WHOLE: whole,
 }
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *ARROW)
@@ -102,7 +102,7 @@ def read_all(
             for source in group:
                 yield from read(source, choose, layout, ledger, advance)
         else:
-            yield from pictures.files(list(group), choose, layout, advance)
+            yield from images.files(list(group), choose, layout, advance)
 
 
 def named_files(source: Source, choose: Choose, layout: Layout) -> set[str]:
@@ -176,7 +176,7 @@ def _read(
                 "or leave it out with --exclude",
             )
         elif source.kind == "image":
-            yield from pictures.files([source], choose, layout, advance)
+            yield from images.files([source], choose, layout, advance)
         elif source.kind != "labels":  # which are read with their images
             yield from READERS[source.kind](source, choose, layout, ledger, advance)
     except pa.ArrowNotImplementedError as error:

@@ -39,7 +39,7 @@ RECORDS = {
 }
 WHOLE = "whole"  # the form of a text file that is one row, with columns from its folders' names
 # of the formats that are decoded: PNG, JPEG, BMP, GIF, WebP, AVIF, TIFF, netpbm
-PICTURES = (
+IMAGES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif",
     ".avifs", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
 )  # fmt: skip
@@ -100,7 +100,7 @@ class Source:
         if self.form:
             return self.form
         suffix = Path(unpacked(self.name)).suffix.lower()
-        if suffix in PICTURES:
+        if suffix in IMAGES:
             return "image"
         if dimensions := IDX.search(unpacked(self.name).lower()):
             return "idx" if dimensions.group(1) in "34" else "labels"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError
-from bigmodel_cli.models.shape import Picture, Shape
+from bigmodel_cli.models.shape import ImageShape, Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
 from bigmodel_cli.tasks.classification import ROWS, Classification, ClassOptions, shown_label
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from bigmodel_cli.tasks.pixels import Form
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
-PICTURES_FILE = "pictures.json"
+IMAGES_FILE = "pictures.json"
 TOGETHER = 1024  # images that are decoded between two looks at the memory
 SAMPLE_BYTES = 32 << 20  # of images as they came, whose values are averaged
 FEWEST = 7  # patches in a row that an image is cut into
-BASELINE_PICTURES, BASELINE_SIDE, BASELINE_STEPS = 10_000, 32, 100  # of logistic regression
+BASELINE_IMAGES, BASELINE_SIDE, BASELINE_STEPS = 10_000, 32, 100  # of logistic regression
 SURE = -40.0  # the logarithm of a chance for what a baseline does not know
 
 
@@ -188,7 +188,7 @@ class ImageClassification(Classification):
         from bigmodel_cli.tasks.pixels import (
             USUAL,
             Form,
-            NoPictureError,
+            ImageError,
             array,
             halved,
             is_grey,
@@ -206,17 +206,17 @@ class ImageClassification(Classification):
             size = 0 if data is None else data.size
             ledger.came_in(1, size)
             try:
-                picture = opened(b"" if data is None else data.to_pybytes())
-                self._found["halved"] += halved(picture)
-                coloured = fades and picture.mode[0] not in "1LIF"
+                image = opened(b"" if data is None else data.to_pybytes())
+                self._found["halved"] += halved(image)
+                coloured = fades and image.mode[0] not in "1LIF"
                 if coloured:
-                    in_colour = array(picture, dataclasses.replace(form, channels=3))
+                    in_colour = array(image, dataclasses.replace(form, channels=3))
                     self._found["faded"] += not is_grey(in_colour)
-                    picture = opened(data.to_pybytes())
-                found = values(picture, form)
+                    image = opened(data.to_pybytes())
+                found = values(image, form)
                 self._found["deep"] += found.dtype != np.uint8
                 pixels.append(found.tobytes())
-            except NoPictureError as error:
+            except ImageError as error:
                 ledger.drop(str(error), size, rows.where(first + index))
                 continue
             places.append(index)
@@ -315,13 +315,13 @@ class ImageClassification(Classification):
     def save(self, folder: Path) -> None:
         self.save_labels(folder)
         form = {k: v for k, v in dataclasses.asdict(self.form).items() if v is not None}
-        write_json(folder / PICTURES_FILE, {**form, "mean": self.mean, "deviation": self.deviation})
+        write_json(folder / IMAGES_FILE, {**form, "mean": self.mean, "deviation": self.deviation})
 
     @classmethod
     def load(cls, folder: Path, options: Any) -> Self:
         from bigmodel_cli.tasks.pixels import Form
 
-        document = read_json(folder / PICTURES_FILE, "preprocessor", "make it again")
+        document = read_json(folder / IMAGES_FILE, "preprocessor", "make it again")
         try:
             white = float(document["white"]) if "white" in document else None
             form = Form(int(document["channels"]), int(document["size"]), white)
@@ -352,8 +352,8 @@ class ImageClassification(Classification):
                 f"--patch {patch} does not divide the images' {size} pixels",
                 "choose one of " + ", ".join(map(str, fitting)),
             )
-        picture = Picture(self.form.channels, size, patch, self.options.stem)
-        return Shape(0, picture.positions, causal=False, classes=len(self.labels), picture=picture)
+        image = ImageShape(self.form.channels, size, patch, self.options.stem)
+        return Shape(0, image.positions, causal=False, classes=len(self.labels), image=image)
 
     def _raw(self, split: Split, examples: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The pixels of some examples: (B, C, S, S)."""
@@ -426,7 +426,7 @@ class ImageClassification(Classification):
         from bigmodel_cli.tasks.pixels import thumbnails
 
         yield from self.majority(train, split)
-        chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_PICTURES]
+        chosen = generator(BASELINE, 0).permutation(len(train))[:BASELINE_IMAGES]
         known = train.column("label")[chosen]
         if len(np.unique(known)) < 2:
             return

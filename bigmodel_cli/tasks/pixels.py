@@ -53,7 +53,7 @@ REMARKS = {
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class NoPictureError(Exception):
+class ImageError(Exception):
     """Why some bytes are no image that is read: a reason of the ledger's."""
 
 
@@ -70,81 +70,79 @@ class Form:
 def opened(data: bytes) -> Image.Image:
     """The image in some bytes, of which nothing but the head is decoded yet.
 
-    Raises NoPictureError: `unreadable`, or `too_large` for what would take too much memory.
+    Raises ImageError: `unreadable`, or `too_large` for what would take too much memory.
     """
     if len(data) > MOST_BYTES:
-        raise NoPictureError("too_large")
+        raise ImageError("too_large")
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise NoPictureError("too_large") from None
+        raise ImageError("too_large") from None
     except Exception:  # Pillow raises many kinds for broken files
-        raise NoPictureError("unreadable") from None
-    if picture.width * picture.height > MOST_PIXELS or weight(picture) > MOST_MEMORY:
-        raise NoPictureError("too_large")
-    return picture
+        raise ImageError("unreadable") from None
+    if image.width * image.height > MOST_PIXELS or weight(image) > MOST_MEMORY:
+        raise ImageError("too_large")
+    return image
 
 
-def weight(picture: Image.Image, size: int = MOST_SIDE) -> int:
+def weight(image: Image.Image, size: int = MOST_SIDE) -> int:
     """About how many bytes of memory an opened image takes when it becomes one of `size` pixels a
     side: only its head is read. A JPEG is decoded at a fraction of its own size, unless it comes
     in several scans; for WebP and AVIF their libraries hold several copies."""
-    pixels = picture.width * picture.height
-    if picture.format == "JPEG" and not picture.info.get("progressive"):
+    pixels = image.width * image.height
+    if image.format == "JPEG" and not image.info.get("progressive"):
         scale = 1
-        while min(picture.size) > 4 * size and scale < 8 and 4 * size * scale <= min(picture.size):
+        while min(image.size) > 4 * size and scale < 8 and 4 * size * scale <= min(image.size):
             scale *= 2
         return 4 * pixels // scale**2
-    if picture.format in ("WEBP", "AVIF"):
+    if image.format in ("WEBP", "AVIF"):
         return 16 * pixels
-    return pixels * (4 if picture.mode[0] in "IF" or len(picture.getbands()) > 1 else 1)
+    return pixels * (4 if image.mode[0] in "IF" or len(image.getbands()) > 1 else 1)
 
 
-def halved(picture: Image.Image) -> bool:
+def halved(image: Image.Image) -> bool:
     """Whether an opened image has 16 bits a value of which Pillow reads the upper 8 alone: one in
     colour, or with transparency."""
-    tiles: list[Any] = getattr(picture, "tile", [])
-    return picture.mode[0] != "I" and any(";16" in str(tile[3]) for tile in tiles)
+    tiles: list[Any] = getattr(image, "tile", [])
+    return image.mode[0] != "I" and any(";16" in str(tile[3]) for tile in tiles)
 
 
-def array(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
+def array(image: Image.Image, form: Form) -> NDArray[np.uint8]:
     """An opened image as (C, S, S): its first frame, turned as its camera says, on white where
     nothing covers it; the shorter side gets the size, and the middle is kept.
 
-    Raises NoPictureError for what cannot be decoded to its end.
+    Raises ImageError for what cannot be decoded to its end.
     """
-    return scaled(values(picture, form), form)
+    return scaled(values(image, form), form)
 
 
-def values(picture: Image.Image, form: Form) -> NDArray[Any]:
+def values(image: Image.Image, form: Form) -> NDArray[Any]:
     """The same before it is scaled: what has more than 8 bits a value is grey, (S, S) of float32,
     since only all images together tell which value is white."""
     size = form.size
     try:
-        if picture.format == "JPEG" and min(picture.size) > 4 * size:
-            picture.draft(None, (2 * size, 2 * size))  # decodes no more than is needed
-        picture.load()
-        turn = 1 if picture.format == "PPM" else picture.getexif().get(ORIENTATION, 1)
-        picture = _small(picture, size)
+        if image.format == "JPEG" and min(image.size) > 4 * size:
+            image.draft(None, (2 * size, 2 * size))  # decodes no more than is needed
+        image.load()
+        turn = 1 if image.format == "PPM" else image.getexif().get(ORIENTATION, 1)
+        image = _small(image, size)
         if turn != 1:
-            picture.getexif()[ORIENTATION] = turn
-            ImageOps.exif_transpose(picture, in_place=True)
-        range_ = picture.getextrema() if picture.mode == "F" else ()
-        side = min(picture.size)
-        if picture.size != (size, size):
-            left, top = (picture.width - side) / 2, (picture.height - side) / 2
-            picture = picture.resize(
+            image.getexif()[ORIENTATION] = turn
+            ImageOps.exif_transpose(image, in_place=True)
+        range_ = image.getextrema() if image.mode == "F" else ()
+        side = min(image.size)
+        if image.size != (size, size):
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            image = image.resize(
                 (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
             )
-        if picture.mode == "F":  # resizing goes a little beyond the values
-            return np.asarray(picture).clip(*range_)
-        pixels: NDArray[np.uint8] = np.asarray(
-            picture.convert("RGB" if form.channels == 3 else "L")
-        )
+        if image.mode == "F":  # resizing goes a little beyond the values
+            return np.asarray(image).clip(*range_)
+        pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB" if form.channels == 3 else "L"))
     except Image.DecompressionBombError:
-        raise NoPictureError("too_large") from None
+        raise ImageError("too_large") from None
     except Exception:
-        raise NoPictureError("unreadable") from None
+        raise ImageError("unreadable") from None
     return pixels.transpose(2, 0, 1) if form.channels == 3 else pixels[None]
 
 
@@ -175,17 +173,17 @@ def white_of(top: float) -> float:
     return float((1 << bits + bits % 2) - 1)
 
 
-def _small(picture: Image.Image, size: int) -> Image.Image:
+def _small(image: Image.Image, size: int) -> Image.Image:
     """A loaded image as `plain` makes it, a few rows at a time, so that beside the decoded
     pixels little is in memory; one that is far larger than needed is made smaller on the way."""
-    width, height = picture.size
+    width, height = image.size
     if width * height <= BAND:
-        return plain(picture)
+        return plain(image)
     step = max(1, min(width, height) // (4 * size))
     rows = max(1, BAND // width // step) * step
     whole = None
     for top in range(0, height, rows):
-        part = plain(picture.crop((0, top, width, min(top + rows, height)))).reduce(step)
+        part = plain(image.crop((0, top, width, min(top + rows, height)))).reduce(step)
         if whole is None:
             whole = Image.new(part.mode, (part.width, -(-height // step)))
         whole.paste(part, (0, top // step))
@@ -193,17 +191,17 @@ def _small(picture: Image.Image, size: int) -> Image.Image:
     return whole
 
 
-def plain(picture: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
     """A loaded image as grey or red, green and blue of 8 bits each; what has more bits as F."""
-    if picture.mode[0] in "IF":  # grey of 16 bits or more, or fractions
-        deep = np.asarray(picture).astype(np.float32)
+    if image.mode[0] in "IF":  # grey of 16 bits or more, or fractions
+        deep = np.asarray(image).astype(np.float32)
         return Image.fromarray(np.nan_to_num(deep, nan=0, posinf=0, neginf=0))
-    if picture.has_transparency_data:
-        covered = picture.convert("RGBA")
+    if image.has_transparency_data:
+        covered = image.convert("RGBA")
         white = Image.new("RGBA", covered.size, "white")
         white.alpha_composite(covered)
-        return white.convert("L" if picture.mode in GREY else "RGB")
-    return picture.convert("L" if picture.mode in GREY else "RGB")
+        return white.convert("L" if image.mode in GREY else "RGB")
+    return image.convert("L" if image.mode in GREY else "RGB")
 
 
 def is_grey(pixels_CSS: NDArray[np.uint8]) -> bool:
@@ -220,10 +218,10 @@ def usual_form(images: Any, size: int | None, color: str) -> Form | None:
         if looked_at == LOOKED_AT:
             break
         try:
-            picture = opened(images[index].as_py() or b"")
-            own = picture.size
-            grey &= is_grey(array(picture, Form(3, min(*own, USUAL))))
-        except NoPictureError:
+            image = opened(images[index].as_py() or b"")
+            own = image.size
+            grey &= is_grey(array(image, Form(3, min(*own, USUAL))))
+        except ImageError:
             continue
         sizes.add(own)
         looked_at += 1
@@ -259,7 +257,7 @@ def requested_image(text: str, form: Form, opens_files: bool) -> NDArray[np.uint
         )
     try:
         return array(opened(data or b""), form)
-    except NoPictureError as error:
+    except ImageError as error:
         what = {"too_large": "is too large"}.get(str(error), "is not a readable image")
         raise DataError(
             f"`image` is `{shown}`, which {what}",
@@ -271,10 +269,10 @@ def requested_image(text: str, form: Form, opens_files: bool) -> NDArray[np.uint
 def announced(text: object) -> int:
     """The pixels of the image in a data: URI, as its head says; 0 if nothing will be decoded."""
     try:
-        picture = opened(read_uri(text) or b"") if isinstance(text, str) else None
-    except NoPictureError:
+        image = opened(read_uri(text) or b"") if isinstance(text, str) else None
+    except ImageError:
         return 0
-    return picture.width * picture.height if picture else 0
+    return image.width * image.height if image else 0
 
 
 def read_file(path: Path) -> bytes | None:

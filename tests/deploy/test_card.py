@@ -28,7 +28,7 @@ from bigmodel_cli.artifacts.records import (
 )
 from bigmodel_cli.deploy.card import card, code
 from bigmodel_cli.models.config import ModelConfig
-from bigmodel_cli.models.shape import Picture, Shape
+from bigmodel_cli.models.shape import ImageShape, Shape
 from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import TABLE, task_class
 
@@ -38,7 +38,7 @@ SHAPES = {
     "chat": Shape(2048, 1024, causal=True),
     "translation": Shape(4096, 256, causal=True, prefix=True),
     "text-classification": Shape(1024, 256, causal=False, classes=4),
-    "image-classification": Shape(0, 49, causal=False, classes=3, picture=Picture(3, 28, 4)),
+    "image-classification": Shape(0, 49, causal=False, classes=3, image=ImageShape(3, 28, 4)),
     "recommendation": Shape(943, 50, causal=True),
 }
 PORTABLE = ("language", "chat")

@@ -484,7 +484,7 @@ def png(width: int, height: int, mode: str = "L") -> str:
 
 
 def test_the_pixels_of_a_request_are_known_from_its_head() -> None:
-    from tests.prepare.test_pictures import bomb
+    from tests.prepare.test_images import bomb
 
     assert announced(png(7, 5)) == 35
     head = "data:image/png;base64," + base64.b64encode(bomb(8_000, 8_000)).decode()

@@ -14,7 +14,7 @@ from torch import Tensor
 from bigmodel_cli.models.config import ModelConfig, RopeScaling, TransformerConfig
 from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import SequenceModel, build
-from bigmodel_cli.models.shape import Picture, Shape
+from bigmodel_cli.models.shape import ImageShape, Shape
 
 V, T, D, L, F = 60, 48, 32, 2, 40
 COMMON = {"width": D, "layers": L, "hidden": F}
@@ -280,9 +280,9 @@ def test_vit() -> None:
     small = {k: v for k, v in SMALL.items() if k not in ("vocab_size", "max_position_embeddings")}
     theirs = t.ViTForImageClassification(t.ViTConfig(
         **small, image_size=12, patch_size=4, num_labels=3))  # fmt: skip
-    picture = Picture(3, 12, 4)
+    picture = ImageShape(3, 12, 4)
     config = TransformerConfig(
-        shape=Shape(0, picture.positions, False, 3, picture=picture), heads=4, kv_heads=4,
+        shape=Shape(0, picture.positions, False, 3, image=picture), heads=4, kv_heads=4,
         head_width=8, tied=False, epsilon=1e-12, activation="gelu", class_token=True,
         stem_bias=True, **COMMON, **BIASED,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import SequenceModel, build
-from bigmodel_cli.models.shape import Picture, Shape
+from bigmodel_cli.models.shape import ImageShape, Shape
 from bigmodel_cli.models.sizes import model_config
 
 FAMILIES = ("transformer", "rnn", "mlp")
@@ -17,8 +17,8 @@ FAMILIES = ("transformer", "rnn", "mlp")
 def config(
     family: str, stem: str, size: int = 12, patch: int = 2, channels: int = 3
 ) -> ModelConfig:
-    picture = Picture(channels, size, patch, stem)
-    shape = Shape(0, picture.positions, causal=False, classes=5, picture=picture)
+    picture = ImageShape(channels, size, patch, stem)
+    shape = Shape(0, picture.positions, causal=False, classes=5, image=picture)
     return model_config(family, "nano", shape, width=32, layers=2, heads=2)
 
 

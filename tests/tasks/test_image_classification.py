@@ -204,7 +204,7 @@ def test_patches_by_size(size: int, patch: int, work: Path) -> None:
 
     task: Any = load_task(work / "data" / "preprocessor", "")
     task._form = Form(1, size)
-    assert task.shape().picture.patch == patch
+    assert task.shape().image.patch == patch
     assert task.shape().context == (size // patch) ** 2
 
 
@@ -310,7 +310,7 @@ def test_the_server_opens_no_files(deployed: Path, tmp_path: Path) -> None:
 
 
 def test_requests_that_are_too_large(deployed: Path) -> None:
-    from tests.prepare.test_pictures import bomb
+    from tests.prepare.test_images import bomb
 
     codec = deployed / "work" / "runs" / "default" / "bundle"
     assert (codec / TASK_FILE).exists()
