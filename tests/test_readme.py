@@ -98,3 +98,15 @@ def test_its_exit_codes_are_those_of_the_errors() -> None:
 def test_every_command_is_documented() -> None:
     for command in build().registered_commands:
         assert f"bigmodel {command.name}" in README
+
+
+def test_what_the_page_of_the_architecture_names_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?::(\w+))?`", text)
+    assert len(named) > 50
+    for file, name in named:
+        path = ROOT / "bigmodel_cli" / file
+        assert path.exists(), file
+        source = path.read_text("utf-8")
+        pattern = rf"^(?:async )?(?:def|class) {name}\b|^{name}\b"
+        assert not name or re.search(pattern, source, re.MULTILINE), f"{file}:{name}"

@@ -107,7 +107,7 @@ def data_state(place: Workdir) -> State:
         return State("prepare", "missing", here("bigmodel prepare SOURCE"))
     try:
         data = place.read_data()
-        from bigmodel_cli.prepare.inputs import source_changes
+        from bigmodel_cli.prepare.fingerprints import source_changes
         from bigmodel_cli.prepare.run import intact
 
         if not intact(place, data):

@@ -61,14 +61,14 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     config = settle("train", [*known, *own], flags, common, others)
     if config is None:
         return
-    from bigmodel_cli.train import parallel
+    from bigmodel_cli.train import distributed
     from bigmodel_cli.train.run import run as train
 
     task = task or task_class(place.read_data().task)
     options = task_options(task, "train", config.said([*own, *others]))
     built = config.build(TrainConfig)
     if built.verify_resume:
-        from bigmodel_cli.train.verify import verify
+        from bigmodel_cli.train.verify_resume import verify
 
         with running(common) as context:
             proof = verify(built, options, place, context)
@@ -85,7 +85,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
         return
     with running(common) as context:
         done = train(built, options, place, run, context)
-    if not parallel.leads():
+    if not distributed.leads():
         return
     if common.json:
         render.document(

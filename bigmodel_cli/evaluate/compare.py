@@ -15,7 +15,7 @@ from bigmodel_cli.artifacts import manifest
 from bigmodel_cli.artifacts.records import DifferenceRecord, EarlierEvaluation, Evaluation
 from bigmodel_cli.artifacts.statistics import Statistics, UnitStatistics
 from bigmodel_cli.errors import ArtifactError, UsageError
-from bigmodel_cli.evaluate.intervals import Difference, Draws, difference, interval, resample
+from bigmodel_cli.evaluate.bootstrap import Difference, Draws, difference, interval, resample
 from bigmodel_cli.tasks import Metric
 
 Z = 1.959964  # a normal distribution has 95 % within so many deviations

@@ -123,7 +123,7 @@ def judge(rules: Sequence[Rule], figures: Figures) -> list[GateRecord]:
 
 
 def _judge(rule: Rule, figures: Figures) -> GateRecord:
-    from bigmodel_cli.evaluate.intervals import Difference
+    from bigmodel_cli.evaluate.bootstrap import Difference
 
     value = figures.value(rule.metric)
     paired = False

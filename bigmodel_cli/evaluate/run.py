@@ -176,7 +176,7 @@ def _statistics(evaluation: Evaluation) -> File:
 
 
 def _progress(context: Context) -> Callable[[int], None]:
-    from bigmodel_cli.evaluate.intervals import REPLICATES
+    from bigmodel_cli.evaluate.bootstrap import REPLICATES
 
     return lambda done: context.emit(Progress("bootstrap", done, REPLICATES, "draws"))
 

@@ -29,7 +29,7 @@ from bigmodel_cli.config import PrepareConfig
 from bigmodel_cli.errors import ArtifactError, DataError, FormatError, UsageError, did_you_mean
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
-from bigmodel_cli.prepare import inputs
+from bigmodel_cli.prepare import fingerprints
 from bigmodel_cli.prepare.given import escaped, fraction, names_listed, wanted_columns
 from bigmodel_cli.tasks import Rows, Task, save_task, task_class
 from bigmodel_cli.tasks.keys import task_options
@@ -117,10 +117,10 @@ def run(
                 "more is skipped than is read: name the files themselves to read their "
                 "text, too, or leave the records out with --exclude"
             )
-        described = [inputs.describe(source, choose, layout, context) for source in sources]
+        described = [fingerprints.describe(source, choose, layout, context) for source in sources]
         layout.cache.save()
         recipe = Recipe(
-            rules=inputs.RULES,
+            rules=fingerprints.RULES,
             inputs=described,
             options={**_options(config), "task": task.name, **task.identity()},
         )
@@ -131,7 +131,9 @@ def run(
                 _check_loss(config, old.ledger)
                 sweep(workdir, old)
                 return Prepared(old, fresh=True)
-            reasons = manifest.changes(inputs.by_name(old.recipe), inputs.by_name(recipe))
+            reasons = manifest.changes(
+                fingerprints.by_name(old.recipe), fingerprints.by_name(recipe)
+            )
             if reasons:
                 context.note("building again, because of " + "; ".join(reasons[:3]))
         spools = [Spool(workdir.data / f"{manifest.TEMPORARY}{name}") for name in ("spool", "held")]
@@ -230,7 +232,7 @@ def _build(
         spool.add(split, part)
     held.remove()
     spool.close()
-    inputs.check(sources, recipe.inputs, HashCache(workdir.data))
+    fingerprints.check(sources, recipe.inputs, HashCache(workdir.data))
     _check(spool.units, shares, named, ledger.record(), task, config, context)
 
     size = spool.bytes["train"]

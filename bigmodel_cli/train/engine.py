@@ -27,7 +27,7 @@ from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.models.device import autocast, neighbours
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.tasks import Batch, Plan, Task
-from bigmodel_cli.train import parallel
+from bigmodel_cli.train import distributed
 from bigmodel_cli.train.optim import Optimizers
 
 # one more whenever an update of the same model computes other bits there, or has other rows
@@ -61,7 +61,7 @@ def hardware(device: torch.device) -> Hardware:
         torch=torch.__version__.split("+")[0],
         simd=torch.backends.cpu.get_cpu_capability(),
         arithmetic=ARITHMETIC[device.type],
-        ranks=parallel.world(),
+        ranks=distributed.world(),
     )
 
 
@@ -103,7 +103,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Has what is compiled compiled now, for each size of micro-batch, and changes nothing."""
-        begin, end = parallel.share(self.batch_size)
+        begin, end = distributed.share(self.batch_size)
         sizes = {min(self.micro_batch, end - row) for row in range(begin, end, self.micro_batch)}
         self.model.train()
         for size in sizes:
@@ -117,32 +117,34 @@ class Engine:
         so, before anything changed. Raises DivergedError, and then the weights are lost, too."""
         self.model.train()
         # what is random in a step (dropout) depends on the step alone: resuming needs no state
-        key = (self.seed, number) if parallel.leads() else (self.seed, number, parallel.rank())
+        key = (
+            (self.seed, number) if distributed.leads() else (self.seed, number, distributed.rank())
+        )
         torch.manual_seed(hash(key) & 0x7FFF_FFFF_FFFF)
         made, batches = self._ahead
         if made != number:
             batches = self._batches(number)
-        stop, terms = parallel.total(stopping(), sum(batch.terms for batch in batches))
+        stop, terms = distributed.total(stopping(), sum(batch.terms for batch in batches))
         if stop:
             return None
         terms = max(1, terms)
         parts = torch.zeros((), device=self.device)
         with self.autocast():  # around all: what is not compiled casts weights once
             for batch in batches:
-                if parallel.world() == 1 and stopping():
+                if distributed.world() == 1 and stopping():
                     self.optimizers.zero()
                     return None
                 part = self.task.loss_sum(self.model, batch) / terms
                 with torch.autocast(self.device.type, enabled=False):
                     part.backward()  # type: ignore[no-untyped-call]
                 parts += part.detach()
-        parallel.sum_gradients(self.model.parameters())
+        distributed.sum_gradients(self.model.parameters())
         norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
         self.optimizers.step(share)
         if self.device.type == "cuda":  # while it is at work
             self._ahead = number + 1, self._batches(number + 1)
         loss, norm = torch.stack([parts, norm]).tolist()  # the one wait for the device
-        (loss,) = parallel.total(loss)
+        (loss,) = distributed.total(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
                 f"training diverged at step {number + 1}: loss {loss}, gradient norm {norm}"
@@ -151,7 +153,7 @@ class Engine:
 
     def _batches(self, number: int) -> list[Batch]:
         """This rank's rows of update `number`, some at a time, where the model is."""
-        begin, end = parallel.share(self.batch_size)
+        begin, end = distributed.share(self.batch_size)
         first = number * self.batch_size + begin
         parts = self.plan.parts(first, end - begin, self.micro_batch)
         return [batch.to(self.device) for batch in parts]
@@ -168,15 +170,15 @@ class Engine:
             eager = torch.compiler.set_stance("force_eager")
         with eager:
             for number, batch in enumerate(self.task.scoring(split, rows, limit)):
-                turn = number % parallel.world()
-                if not turn and parallel.any_(stopping()):
+                turn = number % distributed.world()
+                if not turn and distributed.any_(stopping()):
                     return None
-                if turn != parallel.rank():
+                if turn != distributed.rank():
                     continue
                 with torch.inference_mode(), self.autocast():
                     predictions = self.task.predict(self.model, batch.to(self.device))
                 sums += predictions.statistics.sum(0)
-        sums = np.array(parallel.total(*sums))
+        sums = np.array(distributed.total(*sums))
         metrics = [metric for metric in self.task.metrics() if not metric.of]
         values = {metric.name: float(metric.value(sums)) for metric in metrics}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -18,13 +18,13 @@ from bigmodel_cli.artifacts.workdir import Run
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import DivergedError
 from bigmodel_cli.events import CheckpointSaved, Context, StepDone, Validated
-from bigmodel_cli.train import parallel
+from bigmodel_cli.train import distributed
 from bigmodel_cli.train.contention import Contention
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.shards import Split
-    from bigmodel_cli.train.budget import Clock
     from bigmodel_cli.train.engine import Engine, Step
+    from bigmodel_cli.train.schedule import Clock
 
 # how many validations and checkpoints a run has, unless --checkpoint-every says otherwise; but no
 # more than so many steps or seconds may be lost
@@ -58,8 +58,8 @@ class Loop:
         val: Split,
         state: CheckpointState | None,
     ) -> None:
-        from bigmodel_cli.train.budget import Allowance
         from bigmodel_cli.train.engine import peak_flops
+        from bigmodel_cli.train.schedule import Allowance
 
         self.config, self.place, self.context = config, place, context
         self.engine, self.clock, self.val = engine, clock, val
@@ -95,7 +95,7 @@ class Loop:
         dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
         self.peak = peak_flops(engine.device, dtype)
         self.contention = Contention(torch.get_num_threads() if engine.device.type == "cpu" else 1)
-        self.leads = parallel.leads()
+        self.leads = distributed.leads()
         if not self.leads:
             return
         place.folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class Loop:
                 self.context.stop.raise_()
         assert self.best
         best = self.place.checkpoints / self.best.name
-        shown = parallel.lead(lambda: checkpoint.read_state(best).validation or {})
+        shown = distributed.lead(lambda: checkpoint.read_state(best).validation or {})
         return Trained(
             self.place.name,
             self.best.name,
@@ -152,7 +152,7 @@ class Loop:
         return self.context.stop.requested is not None
 
     def _stopping(self) -> bool:
-        return parallel.any_(self._is_signalled())
+        return distributed.any_(self._is_signalled())
 
     def _due(self) -> bool:
         """Whether a checkpoint falls on this step: every so many, or every tenth of the time."""
@@ -187,7 +187,7 @@ class Loop:
             return
         if self.config.checkpoint_every:
             allowance.parts = clock.checkpoints(self.config.checkpoint_every)
-        from bigmodel_cli.train.budget import FIRST_ROWS
+        from bigmodel_cli.train.schedule import FIRST_ROWS
 
         rows, took = 0, 0.0
         while not rows or not allowance.enough(rows, took):
@@ -208,7 +208,7 @@ class Loop:
         )
 
     def _update(self) -> bool:
-        from bigmodel_cli.train.budget import rate
+        from bigmodel_cli.train.schedule import rate
 
         config, clock = self.config, self.clock
         progress = clock.progress(self.step)
@@ -316,10 +316,10 @@ class Loop:
         if not self.best or not len(self.val) or self._is_better(value, loss):
             known = value is not None
             self.best = Best(name=self.name, value=value, loss=loss if known else None)
-        parallel.check_weights(self.engine.model.parameters())
+        distributed.check_weights(self.engine.model.parameters())
         if self.allowance:  # so that the checkpoint tells of itself, too
             self.allowance.spent += self.allowance.saving
-        parallel.lead(lambda: self._write_checkpoint(finished, interim))
+        distributed.lead(lambda: self._write_checkpoint(finished, interim))
         if self.allowance:
             self.allowance.saved(self.clock.look() - began)
         self.saved, self.finished = self.step, finished

@@ -22,9 +22,9 @@ from bigmodel_cli.models import device as devices
 from bigmodel_cli.models.config import FORMER, ModelConfig
 from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import Plan, Task
-from bigmodel_cli.train import budget, engine, parallel
+from bigmodel_cli.train import distributed, engine, schedule
+from bigmodel_cli.train.init_from import Origin, shaped
 from bigmodel_cli.train.optim import LEARNING_RATES
-from bigmodel_cli.train.origin import Origin, shaped
 
 UNEVEN = "rows of unlike lengths would each be compiled by themselves"
 
@@ -63,8 +63,8 @@ def resolve(
             f"--batch-size {config.batch_size:,}: an epoch has {plan.rows:,} rows, and an "
             "update takes no more"
         )
-    length = budget.length(config, plan.rows, batch, plan.row_tokens)
-    of_rank = -(-batch // parallel.world())
+    length = schedule.length(config, plan.rows, batch, plan.row_tokens)
+    of_rank = -(-batch // distributed.world())
     micro_batch = config.micro_batch or cost.micro_batch(
         model, plan.row_tokens, of_rank, device.type, engine.memory_bytes(device)
     )
@@ -82,7 +82,7 @@ def resolve(
     )
     resolved = replace(resolved, compile=_compile(config, model, resolved, plan, context))
     size = config.size or f"{model.layers} × {model.width}"
-    ranks = f"{parallel.world()} ranks of " if parallel.world() > 1 else ""
+    ranks = f"{distributed.world()} ranks of " if distributed.world() > 1 else ""
     context.note(
         f"{model.family} {size}, {model.parameters() / 1e6:.1f} M weights; {length.text}; "
         f"{batch} × {plan.row_tokens:.4g} {task.positions} an update; {precision} on "

@@ -29,11 +29,11 @@ from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.sizes import SIZES, model_config
 from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task
-from bigmodel_cli.train import longer, parallel
+from bigmodel_cli.train import distributed, longer
+from bigmodel_cli.train.init_from import Origin
+from bigmodel_cli.train.init_from import begin as begin_from
+from bigmodel_cli.train.init_from import find as find_origin
 from bigmodel_cli.train.loop import Loop, Trained
-from bigmodel_cli.train.origin import Origin
-from bigmodel_cli.train.origin import begin as begin_from
-from bigmodel_cli.train.origin import find as find_origin
 
 RESTART = "bigmodel train --restart"
 PREPARE_HINT = "build it again: bigmodel prepare SOURCE --force"
@@ -70,8 +70,8 @@ def run(
     if origin:  # wherever it lies
         options["from_"] = origin.sha256
     with contextlib.ExitStack() as stack:
-        stack.enter_context(parallel.joined())
-        if not parallel.leads():
+        stack.enter_context(distributed.joined())
+        if not distributed.leads():
             context = dataclasses.replace(context, emit=lambda _: None)
 
         def found() -> list[dict[str, Any] | None]:
@@ -89,7 +89,7 @@ def run(
             done = _finished(place, context) if known else None
             return [as_json(known) if known else None, dataclasses.asdict(done) if done else None]
 
-        begun, done = parallel.lead(found)
+        begun, done = distributed.lead(found)
         if done:
             return Trained(**done)
         known = msgspec.convert(begun, RunConfig | None)
@@ -184,7 +184,7 @@ def _train(
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.models import device as devices
     from bigmodel_cli.models.sequence import SequenceModel
-    from bigmodel_cli.train import budget, engine
+    from bigmodel_cli.train import engine, schedule
     from bigmodel_cli.train.optim import Optimizers
     from bigmodel_cli.train.resolve import cannot_compile, resolve
 
@@ -195,7 +195,7 @@ def _train(
     plan = task.plan(train_split, config.seed)
     new = known is None
     if known is None:
-        document = parallel.lead(
+        document = distributed.lead(
             lambda: as_json(resolve(config, options, data, task, plan, origin, place.name, context))
         )
         known = msgspec.convert(document, RunConfig)
@@ -216,13 +216,13 @@ def _train(
     model = SequenceModel(ModelConfig.from_json(known.model)).to(device)
     optimizers = Optimizers(model, config.optimizer, resolved.learning_rate, config.weight_decay)
     if new:  # only now, when all of it can be had
-        parallel.lead(lambda: _begin(task, place, known))
+        distributed.lead(lambda: _begin(task, place, known))
     state = _resume(place, model, optimizers, context)
     if origin and not state:
         fresh = ", ".join(begin_from(model, origin, task)) or "nothing"
         context.note(f"initialized from {origin.name} ({origin.sha256[:12]}); new: {fresh}")
-    parallel.same_weights(model.parameters())
-    clock = budget.Clock(
+    distributed.same_weights(model.parameters())
+    clock = schedule.Clock(
         resolved.length,
         state.elapsed if state else 0.0,
         time.monotonic() if state else context.started,
@@ -234,7 +234,7 @@ def _train(
         resolved.micro_batch, config.clip, config.seed, resolved.compile,
     )  # fmt: skip
     if resolved.compile:
-        tried = new and parallel.leads()
+        tried = new and distributed.leads()
         if not tried and (reason := cannot_compile(device, context)):
             raise ResourceError(
                 f"the run has compiled kernels, which do not work now: {reason}",
@@ -272,7 +272,7 @@ def _begin(task: Task, place: Run, known: RunConfig) -> None:
 def _kept(known: RunConfig, config: TrainConfig, context: Context) -> Resolved:
     """What was resolved when the run was started, and is kept."""
     resolved = known.resolved
-    if known.hardware.ranks != parallel.world():
+    if known.hardware.ranks != distributed.world():
         resolved = replace(resolved, threads=config.threads)
     for key in RESOLVED:
         kept = getattr(resolved, key)
@@ -292,7 +292,7 @@ def _resume(place: Run, model: Any, optimizers: Any, context: Context) -> Checkp
             return None
         return [found[0].name, as_json(found[1])]
 
-    found = parallel.lead(newest)
+    found = distributed.lead(newest)
     if found is None:
         return None
     name, document = found

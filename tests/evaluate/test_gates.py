@@ -28,8 +28,8 @@ from bigmodel_cli.artifacts.records import (
 from bigmodel_cli.artifacts.statistics import Collector, Statistics, UnitStatistics, identify
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.evaluate import gates
+from bigmodel_cli.evaluate.bootstrap import interval, resample
 from bigmodel_cli.evaluate.compare import Earlier, Figures
-from bigmodel_cli.evaluate.intervals import interval, resample
 from bigmodel_cli.tasks import Metric
 from bigmodel_cli.tasks.metrics import exponential, ratio
 from tests.conftest import Cli
@@ -266,7 +266,7 @@ def simulated(
         ours = statistics((levels[1] + effect) * sizes, sizes, hits[1] * sizes)
         draws = resample({"a": ours, "b": theirs}, METRICS, run)
         judge = next(m for m in METRICS if m.name == metric)
-        from bigmodel_cli.evaluate.intervals import difference
+        from bigmodel_cli.evaluate.bootstrap import difference
 
         values = [float(judge.value(part.sums())) for part in (ours, theirs)]
         bounds = difference(*values, count, draws["a"][metric], draws["b"][metric])

@@ -30,7 +30,7 @@ from bigmodel_cli.errors import (
     UsageError,
 )
 from bigmodel_cli.events import CheckpointSaved, Context, StepDone, Validated
-from bigmodel_cli.train import budget
+from bigmodel_cli.train import schedule
 from bigmodel_cli.train.engine import Engine
 from tests.stages import ROOT, TINY, Events, bigmodel, final_bytes, log, prepare, stories, train
 
@@ -396,12 +396,12 @@ def test_two_lengths_are_refused(work: Path) -> None:
     [({"steps": 7}, 7), ({"epochs": 2.0}, 50), ({"tokens": 8 * 32 * 10 + 1}, 11)],
 )
 def test_lengths_as_steps(given: dict[str, Any], steps: int) -> None:
-    assert budget.length(TrainConfig(**given), 200, 8, 32).steps == steps
+    assert schedule.length(TrainConfig(**given), 200, 8, 32).steps == steps
 
 
 def test_the_rate_rises_holds_and_falls() -> None:
     total = 100
-    rates = [budget.rate(s / total, s, total, 0.1, 0.5) for s in range(total)]
+    rates = [schedule.rate(s / total, s, total, 0.1, 0.5) for s in range(total)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == 1.0
     assert rates[9:51] == [1.0] * 42

@@ -18,7 +18,7 @@ from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import BigmodelError, GateError, UsageError
 from bigmodel_cli.events import Context, Event, StepDone
-from bigmodel_cli.train import parallel
+from bigmodel_cli.train import distributed
 from bigmodel_cli.train.run import run
 
 TIMES = ("elapsed", "reserve", "log_bytes")  # of a checkpoint's state: no two runs have the same
@@ -32,7 +32,7 @@ def verify(
 
     Raises GateError when a byte differs, and what training raises.
     """
-    if parallel.world() > 1:
+    if distributed.world() > 1:
         raise UsageError("--verify-resume proves one process's run", "call it without torchrun")
     steps = config.verify_resume or 0
     config = dataclasses.replace(

@@ -12,7 +12,7 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import GateError
 from bigmodel_cli.events import Context
-from bigmodel_cli.train import verify as subject
+from bigmodel_cli.train import verify_resume as subject
 from tests.stages import TINY, bigmodel
 
 if TYPE_CHECKING:

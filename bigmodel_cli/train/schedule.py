@@ -12,7 +12,7 @@ import time
 from bigmodel_cli.artifacts.records import AllowanceState, Length
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import UsageError
-from bigmodel_cli.train import parallel
+from bigmodel_cli.train import distributed
 
 DEFAULT_MINUTES = 5.0
 SHARE = 0.1  # of a run in minutes, for all of its validations and checkpoints
@@ -73,7 +73,7 @@ class Clock:
 
     def look(self) -> float:
         """Takes the time."""
-        self.elapsed = parallel.of_rank_0(time.monotonic() + self._offset)
+        self.elapsed = distributed.of_rank_0(time.monotonic() + self._offset)
         return self.elapsed
 
     def tick(self) -> float:

@@ -18,7 +18,7 @@ import torch
 from bigmodel_cli.artifacts import checkpoint
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import StoppedError, UsageError
-from bigmodel_cli.train import parallel
+from bigmodel_cli.train import distributed
 from tests.conftest import environment
 from tests.stages import ROOT, TINY, log, prepare
 from tests.test_tasks import KINDS
@@ -143,7 +143,7 @@ def test_rows_are_shared_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
             for rank in range(ranks):
                 monkeypatch.setenv("WORLD_SIZE", str(ranks))
                 monkeypatch.setenv("RANK", str(rank))
-                taken += range(*parallel.share(rows))
+                taken += range(*distributed.share(rows))
             assert taken == [*range(rows)]
 
 
@@ -152,21 +152,25 @@ def test_an_odd_environment_is_named(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(name, "two")
     with pytest.raises(UsageError, match=f"{name}=`two`"):
-        parallel.rank()
+        distributed.rank()
 
 
 def test_ranks_that_are_nowhere_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # but no address to meet at
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(StoppedError, match="lost the others"), parallel.joined():
+    with pytest.raises(StoppedError, match="lost the others"), distributed.joined():
         pass
 
 
 def test_alone_every_number_is_ones_own() -> None:
-    values: list[Any] = [parallel.total(1, 2.5), parallel.of_rank_0(3.0), parallel.any_(False)]
+    values: list[Any] = [
+        distributed.total(1, 2.5),
+        distributed.of_rank_0(3.0),
+        distributed.any_(False),
+    ]
     assert values == [[1, 2.5], 3.0, False]
-    assert parallel.lead(lambda: "mine") == "mine"
+    assert distributed.lead(lambda: "mine") == "mine"
 
 
 @pytest.mark.slow
