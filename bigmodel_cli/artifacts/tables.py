@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from bigmodel_cli.artifacts.records import DataManifest, LedgerRecord
+from bigmodel_cli.artifacts.records import DataManifest, Evaluation, LedgerRecord
+
+METRICS = ["metric", "model", "95 % interval", "strongest baseline", "model is"]
+
+
+def figure(value: float | None) -> str:
+    """A metric's value for a person."""
+    if value is None:
+        return "–"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
+
+
+def metric_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Under `METRICS`: whether the model is better or worse is judged by the interval of the
+    difference; else it is unclear."""
+    found = []
+    for name, metric in evaluation.metrics.items():
+        baseline = evaluation.baseline.get(name)
+        known = metric.low is not None
+        interval = f"{figure(metric.low)} – {figure(metric.high)}" if known else "–"
+        against = f"{figure(baseline.value)} ({baseline.name})" if baseline else "–"
+        verdict = baseline.model_is or "" if baseline else ""
+        found.append([name, figure(metric.value), interval, against, verdict])
+    return found
 
 
 def splits_table(data: DataManifest) -> tuple[list[str], list[list[str]]]:

@@ -146,6 +146,14 @@ class Workdir:
         hint = "prepare some first: bigmodel prepare SOURCE"
         return read_record(self.manifest, DataManifest, "prepared data", hint)
 
+    def check_data(self, run: RunConfig, data: DataManifest) -> None:
+        """Raises ArtifactError unless a run was trained on these data."""
+        if run.data_fingerprint != data.fingerprint:
+            raise ArtifactError(
+                f"run `{run.run}` was trained on other data than are in `{self.data}` now",
+                "train on these: bigmodel train --restart, or another --run",
+            )
+
     def keep_traceback(self, error: BaseException) -> Path | None:
         """Writes an unexpected error's traceback for a bug report."""
         path = self.root / "traceback.txt"

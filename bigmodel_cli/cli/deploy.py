@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from bigmodel_cli.artifacts.records import Receipt, as_json
+from bigmodel_cli.artifacts.tables import figure
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render, serve
 from bigmodel_cli.cli.options import Common, command
@@ -90,8 +91,6 @@ def show(folder: Path, receipt: Receipt, layout: str, fresh: bool) -> None:
         else:
             render.say(f"  {loader}: {proof.proof}")
     if effect := receipt.precision:
-        from bigmodel_cli.evaluate.report import figure
-
         low, full = figure(effect.value), figure(effect.fp32)
         where = f"the first {effect.terms:,} targets of the {receipt.split} split"
         render.say(f"  answers in {effect.name}: {effect.metric} {low}, in fp32 {full} ({where})")

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from bigmodel_cli.artifacts.records import as_json
+from bigmodel_cli.artifacts.tables import METRICS, metric_rows
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.cli import render
 from bigmodel_cli.cli.advice import here
@@ -40,7 +41,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     config = settle("evaluate", keys(EvaluateConfig), flags, common)
     if config is None:
         return
-    from bigmodel_cli.evaluate.report import HEADER, gate_text, markdown, rows, title
+    from bigmodel_cli.evaluate.report import gate_text, markdown, title
     from bigmodel_cli.evaluate.run import run as evaluate
     from bigmodel_cli.train.longer import command as longer
 
@@ -54,9 +55,10 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
         render.document({**as_json(evaluation), "up_to_date": done.fresh})
     elif not common.quiet:
         render.say(title(evaluation) + (" · up to date" if done.fresh else ""))
-        render.table(HEADER, rows(evaluation))
+        rows = metric_rows(evaluation)
+        render.table(METRICS, rows)
         losing = next(iter(evaluation.metrics))
-        if rows(evaluation)[0][-1] == "worse":
+        if rows[0][-1] == "worse":
             advice = here(longer(place.run(run), place.run(run).read_config()))
             name = evaluation.baseline[losing].name
             render.say(

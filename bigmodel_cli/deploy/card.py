@@ -15,7 +15,7 @@ from bigmodel_cli.artifacts.records import (
     Receipt,
     RunConfig,
 )
-from bigmodel_cli.artifacts.tables import ledger_rows, splits_table
+from bigmodel_cli.artifacts.tables import METRICS, ledger_rows, metric_rows, splits_table
 from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.qwen3 import ARCHITECTURE
 
@@ -163,17 +163,5 @@ def _cell(value: Any) -> str:
 def _evaluation(evaluation: Evaluation) -> list[str]:
     sample = evaluation.protocol.get("sample")
     scored = sample or f"{evaluation.count:,} {evaluation.unit}"
-    lines = [
-        f"On the {evaluation.split} split, {scored}:",
-        "",
-        "| metric | model | 95 % interval | strongest baseline | model is |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for metric, entry in evaluation.metrics.items():
-        base = evaluation.baseline.get(metric)
-        interval = "–" if entry.low is None else f"{entry.low:.4f} – {entry.high:.4f}"
-        value = "–" if entry.value is None else f"{entry.value:.4f}"
-        against = "–" if base is None else f"{base.value:.4f} ({base.name})"
-        verdict = "" if base is None else base.model_is or ""
-        lines.append(f"| {metric} | {value} | {interval} | {against} | {verdict} |")
-    return [*lines, ""]
+    lines = [f"On the {evaluation.split} split, {scored}:", "", _row(METRICS)]
+    return [*lines, "|---|" + "---:|" * 4, *map(_row, metric_rows(evaluation)), ""]

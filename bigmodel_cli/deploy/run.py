@@ -26,7 +26,7 @@ from bigmodel_cli.artifacts.records import (
 )
 from bigmodel_cli.artifacts.workdir import Run, Workdir, lock
 from bigmodel_cli.config import DeployConfig
-from bigmodel_cli.errors import ArtifactError, BigmodelError, FormatError, StoppedError
+from bigmodel_cli.errors import BigmodelError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
 from bigmodel_cli.tasks import Task, load_task, save_task
@@ -76,11 +76,7 @@ def run(config: DeployConfig, workdir: Workdir, name: str, context: Context) -> 
         old = _old(place.bundle, fingerprint) if not config.force else None
         if old:
             return old
-        if training.data_fingerprint != data.fingerprint:
-            raise ArtifactError(
-                f"run `{name}` was trained on other data than are in `{workdir.data}` now",
-                "train on these: bigmodel train --restart, or another --run",
-            )
+        workdir.check_data(training, data)
         return _build(
             path, state, training, data, evaluation, fingerprint, config.precision, workdir, place,
             context,

@@ -8,7 +8,7 @@ import json
 from html import escape
 
 from bigmodel_cli.artifacts.records import DataManifest, Evaluation, GateRecord, Sample
-from bigmodel_cli.artifacts.tables import ledger_rows, splits_table
+from bigmodel_cli.artifacts.tables import METRICS, figure, ledger_rows, metric_rows, splits_table
 from bigmodel_cli.artifacts.workdir import Run
 
 POINTS = 1000  # of the training curve
@@ -31,30 +31,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); p
   border-radius: .5rem; font-size: .9rem } pre b { font-weight: 600 } code { font-size: .9em }
 .scroll { overflow-x: auto } .soft { color: var(--soft) }
 """
-
-
-def figure(value: float | None) -> str:
-    """A metric's value for a person."""
-    if value is None:
-        return "–"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
-
-
-def rows(evaluation: Evaluation) -> list[list[str]]:
-    """The table's cells: metric, value, interval, strongest baseline, and whether the model is
-    better or worse by the interval of the difference, or unclear."""
-    found = []
-    for name, metric in evaluation.metrics.items():
-        baseline = evaluation.baseline.get(name)
-        known = metric.low is not None
-        interval = f"{figure(metric.low)} – {figure(metric.high)}" if known else "–"
-        against = f"{figure(baseline.value)} ({baseline.name})" if baseline else "–"
-        verdict = baseline.model_is or "" if baseline else ""
-        found.append([name, figure(metric.value), interval, against, verdict])
-    return found
-
-
-HEADER = ["metric", "model", "95 % interval", "strongest baseline", "model is"]
 
 
 def gate_text(gate: GateRecord) -> str:
@@ -93,9 +69,9 @@ def title(evaluation: Evaluation) -> str:
 def markdown(evaluation: Evaluation) -> str:
     """The figures as Markdown, for GITHUB_STEP_SUMMARY."""
     lines = [f"### bigmodel evaluate: {title(evaluation)}", ""]
-    lines.append("| " + " | ".join(HEADER) + " |")
-    lines.append("|---|" + "---:|" * (len(HEADER) - 1))
-    lines += ["| " + " | ".join(row) + " |" for row in rows(evaluation)]
+    lines.append("| " + " | ".join(METRICS) + " |")
+    lines.append("|---|" + "---:|" * (len(METRICS) - 1))
+    lines += ["| " + " | ".join(row) + " |" for row in metric_rows(evaluation)]
     if evaluation.gates:
         lines.append("")
         for gate in evaluation.gates:
@@ -109,7 +85,7 @@ def html(evaluation: Evaluation, data: DataManifest, place: Run) -> str:
     parts = [
         f"<h1>{escape(evaluation.run)}</h1><p class=lead>{escape(evaluation.task)} · "
         f"{escape(title(evaluation).partition(' · ')[2])}</p>",
-        _table(HEADER, rows(evaluation)),
+        _table(METRICS, metric_rows(evaluation)),
     ]
     if evaluation.gates:
         items = "".join(

@@ -69,11 +69,7 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
     place = workdir.run(name)
     known = place.read_config()
     data = workdir.read_data()
-    if known.data_fingerprint != data.fingerprint:
-        raise ArtifactError(
-            f"run `{name}` was trained on other data than are in `{workdir.data}` now",
-            "train on these: bigmodel train --restart, or another --run",
-        )
+    workdir.check_data(known, data)
     if not data.splits[config.split].shards:
         raise DataError(
             f"the {config.split} split is empty", "prepare with --test 0.05, or choose --split val"
