@@ -16,6 +16,7 @@ import pytest
 
 import bigmodel_cli
 from bigmodel_cli import Project, load
+from bigmodel_cli.artifacts.records import as_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, UsageError
 from bigmodel_cli.events import Progress
@@ -54,7 +55,7 @@ def test_the_chain_is_that_of_the_commands(name: str, empty: Cli) -> None:
     assert (trained.step, trained.fresh) == (3, False)
     assert final_bytes(empty.cwd / "ours", "default") == final_bytes(empty.work, "default")
     evaluated = project.evaluate(samples=0, threads=1)
-    assert evaluated.evaluation.metrics == evaluation["metrics"]
+    assert as_json(evaluated.evaluation)["metrics"] == evaluation["metrics"]
     assert evaluated.metrics.keys() == evaluation["metrics"].keys()
     bundle = project.deploy(threads=1).folder
     assert load(bundle, threads=1)(kind.request) == answer

@@ -145,7 +145,7 @@ def test_a_task_goes_all_the_way_with_each_family(
 
     document = as_json(evaluate(prepared, name).evaluation)
     split = Workdir(prepared).read_data().splits["test"]
-    assert {m["n"] for m in document["metrics"].values()} == {split["units"]}
+    assert {m["n"] for m in document["metrics"].values()} == {split.units}
     assert document["metrics"]["loss"]["value"] > 0
     assert document["baselines"]
     receipt = deploy(prepared, name).receipt
@@ -176,8 +176,8 @@ def test_a_finished_run_is_made_longer_by_what_is_advised(
     done = Cli(prepared.parent, forker).works(*words[1:], "-w", prepared, timeout=120)
     assert "new: nothing" in done.err
     more = Workdir(prepared).run(f"{place.name}-longer").read_config()
-    assert more["model"] == place.read_config().model
-    assert more["resolved"]["length"]["steps"] == 2
+    assert more.model == place.read_config().model
+    assert more.resolved.length.steps == 2
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -273,5 +273,5 @@ def test_held_out_images_do_not_choose_size_and_colour(tmp_path: Path) -> None:
 def test_fewer_bits_answer_nearly_as_well(prepared: Path) -> None:
     train(prepared, "bits", steps=2, width=16)
     for precision in ("int8", "bf16"):
-        receipt = deploy(prepared, "bits", precision=precision).receipt.precision
-        assert receipt[precision] == pytest.approx(receipt["fp32"], rel=0.1, abs=0.05)
+        effect = deploy(prepared, "bits", precision=precision).receipt.precision
+        assert effect.value == pytest.approx(effect.fp32, rel=0.1, abs=0.05)

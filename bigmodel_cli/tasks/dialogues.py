@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.tasks.chat_template import CALL, RESULT, TOOLS, Message, has_loss
+from bigmodel_cli.tasks.chat.template import CALL, RESULT, TOOLS, Message, has_loss
 from bigmodel_cli.tasks.columns import usual
 
 if TYPE_CHECKING:

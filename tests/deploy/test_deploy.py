@@ -52,9 +52,9 @@ def test_a_causal_transformer_loads_in_transformers_and_answers_the_same(
 ) -> None:
     done = deploy(trained, run)
     proof = done.receipt.transformers
-    assert proof["proof"] == "passed"
-    assert proof["largest_logit_difference"] < 1e-4
-    assert proof["greedy_identical"] == proof["greedy_tokens"] > 0
+    assert proof.proof == "passed"
+    assert proof.largest_logit_difference < 1e-4
+    assert proof.greedy_identical == proof.greedy_tokens > 0
     # and once more by hand, as any user would
     import transformers
 
@@ -90,18 +90,18 @@ def test_other_models_say_that_bigmodel_alone_loads_them(trained: Path, run: str
 @pytest.mark.parametrize("run", ["default", "mlp", "masked"])
 def test_what_fewer_bits_cost_is_in_the_receipt(work: Path, run: str) -> None:
     wide = deploy(work, run)
-    assert "precision" not in wide.receipt
+    assert not wide.receipt.precision
     done = deploy(work, run, precision="int8")
     assert not done.fresh  # another precision is another bundle
     assert (wide.receipt.answers_in, done.receipt.answers_in) == ("fp32", "int8")
     effect = done.receipt.precision
-    assert effect["name"] == "int8"
-    assert effect["metric"] == ("pseudo_perplexity" if run == "masked" else "bits_per_byte")
-    assert effect["int8"] != effect["fp32"]
-    assert effect["int8"] == pytest.approx(effect["fp32"], rel=0.02)
+    assert effect.name == "int8"
+    assert effect.metric == ("pseudo_perplexity" if run == "masked" else "bits_per_byte")
+    assert effect.int8 != effect.fp32
+    assert effect.int8 == pytest.approx(effect.fp32, rel=0.02)
     card = (done.folder / "README.md").read_text("utf-8")
-    assert f"Answers in int8: {effect['metric']}" in card
-    assert f"first {effect['terms']:,} targets of the {done.receipt.split} split" in card
+    assert f"Answers in int8: {effect.metric}" in card
+    assert f"first {effect.terms:,} targets of the {done.receipt.split} split" in card
     assert deploy(work, run, precision="int8").fresh
     kinds = [{type(m).__name__ for m in Predictor(done.folder, "cpu", 1, precision).model.modules()}
              for precision in ("auto", "fp32")]  # fmt: skip

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from bigmodel_cli.artifacts.records import as_json
+from bigmodel_cli.artifacts import manifest
+from bigmodel_cli.artifacts.records import Evaluation, as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.statistics import Partial
 from bigmodel_cli.artifacts.workdir import Workdir
@@ -177,7 +178,8 @@ def test_markdown_goes_to_the_file_that_github_names(work: Path, tmp_path: Path)
     assert text.startswith("before\n### bigmodel evaluate")
     assert "| bits_per_byte |" in text
     assert "❌ `bits_per_byte<=0.1`" in text
-    assert markdown(document(work)) in text
+    path = Workdir(work).run("default").evaluation
+    assert markdown(manifest.read_record(path, Evaluation, "evaluation", "")) in text
 
 
 @pytest.mark.slow

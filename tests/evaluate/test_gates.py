@@ -272,7 +272,7 @@ def simulated(
         bounds = difference(*values, count, draws["a"][metric], draws["b"][metric])
         for name in found:
             found[name].append(getattr(bounds, name))
-    return found, float(np.std(found.value))
+    return found, float(np.std(found["value"]))
 
 
 @pytest.mark.slow

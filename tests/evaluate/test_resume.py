@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigmodel_cli.artifacts.records import as_json
+from bigmodel_cli.artifacts.records import File, as_json
 from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.statistics import (
     Collector,
@@ -253,7 +253,7 @@ def test_a_sample_is_the_same_for_model_answers_and_baselines(trained: Path) -> 
     assert {metric["n"] for metric in found["metrics"].values()} == {20}
     assert found["protocol"]["sample"] == "20 of 91 pairs, drawn by --seed 0"
     place = Workdir(trained).run("default")
-    own = UnitStatistics.read(place.statistics, found["statistics"])
+    own = UnitStatistics.read(place.statistics, File(**found["statistics"]))
     assert {own.model.units, *(part.units for part in own.baselines.values())} == {20}
     whole = evaluate(trained, force=True)
     every = UnitStatistics.read(place.statistics, whole.evaluation.statistics)
@@ -283,7 +283,7 @@ def test_parts_of_a_long_text_are_scored_whole(tmp_path: Path) -> None:
     assert total >= 6
     found = as_json(evaluate(work, limit=4).evaluation)
     place = Workdir(work)
-    own = UnitStatistics.read(place.run("default").statistics, found["statistics"])
+    own = UnitStatistics.read(place.run("default").statistics, File(**found["statistics"]))
     _, tokens, size, _ = dense(own.model).T
     assert ((tokens - size >= 0) & (tokens - size <= 1)).all()  # bytes, and perhaps the end
 

@@ -248,7 +248,7 @@ def test_json_lines_read_at_once_are_those_read_one_by_one(
         for way in (counting, lambda *_: None):
             monkeypatch.setattr(records_module, "_parsed", way)
             ledger = Ledger()
-            seen.append((blocks(path, ledger=ledger), ledger.to_json()))
+            seen.append((blocks(path, ledger=ledger), ledger.record()))
         assert seen[0] == seen[1], path.read_bytes()
     assert at_once > 40  # so that there was something to compare
 

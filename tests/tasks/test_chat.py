@@ -20,8 +20,8 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
-from bigmodel_cli.tasks import chat_template, dialogues, load_task, turns
-from bigmodel_cli.tasks.chat import Chat, ChatOptions
+from bigmodel_cli.tasks.chat import Chat, ChatOptions, dialogues, load_task, turns
+from bigmodel_cli.tasks.chat import template as chat_template
 from bigmodel_cli.tasks.packing import IGNORED, WholePlan, best_fit
 from tests.conftest import Cli
 from tests.stages import SERVICE, deploy, evaluate, prepare, train
@@ -195,7 +195,7 @@ def test_an_evaluation_counts_the_dialogues_that_were_cut_to_be_answered(tmp_pat
             tokenizer="bytes", context=256)  # fmt: skip
     train(tmp_path / "w", width=16, layers=1, steps=1)
     (table,) = evaluate(tmp_path / "w", samples=0).evaluation.tables
-    assert dict(table["rows"]) == {"answered": "5", "of which cut to fit": "2"}
+    assert dict(table.rows) == {"answered": "5", "of which cut to fit": "2"}
 
 
 @pytest.mark.parametrize("asked", [1, 40])
@@ -301,8 +301,8 @@ def test_a_small_model_comes_near_the_entropy_of_the_replies(tmp_path: Path) -> 
     assert 80 < document["metrics"]["chrf"]["value"] < 95
     assert document["metrics"]["chrf"]["low"] > document["baselines"]["nearest_prompt"]["chrf"]
     receipt = deploy(work).receipt
-    assert receipt["transformers"]["proof"] == "passed"
-    assert receipt["transformers"]["tokenizer_identical"]
+    assert receipt.transformers.proof == "passed"
+    assert receipt.transformers.tokenizer_identical
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from bigmodel_cli.tasks import dictionary
-from bigmodel_cli.tasks.dictionary import Dictionary
+from bigmodel_cli.tasks.translation import dictionary
+from bigmodel_cli.tasks.translation.dictionary import Dictionary
 
 KNOWN = {
     word: word[::-1].upper()

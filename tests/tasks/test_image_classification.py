@@ -352,4 +352,4 @@ def test_a_tiny_model_comes_near_the_optimum(family: str, tmp_path: Path) -> Non
     ]  # fmt: skip
     best, _ = shapes.optimum(drawn)
     assert best > 0.98
-    assert best - 0.04 < found["value"] <= best + 0.005
+    assert best - 0.04 < found.value <= best + 0.005

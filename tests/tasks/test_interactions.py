@@ -18,7 +18,7 @@ from bigmodel_cli.artifacts.shards import Split
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.tasks import load_task
-from bigmodel_cli.tasks.interactions import core, numbers
+from bigmodel_cli.tasks.recommendation.interactions import core, numbers
 from tests.stages import Events, prepare
 
 Row = tuple[str, str, float]

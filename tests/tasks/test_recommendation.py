@@ -25,8 +25,8 @@ from bigmodel_cli.events import Context
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import load_task
-from bigmodel_cli.tasks.ranking import CUTS, STATISTICS, Judge, Targets
 from bigmodel_cli.tasks.recommendation import Recommendation, RecommendationOptions
+from bigmodel_cli.tasks.recommendation.ranking import CUTS, STATISTICS, Judge, Targets
 from bigmodel_cli.train.engine import Engine
 from tests.conftest import Cli
 from tests.stages import ROOT, deploy, evaluate, final_bytes, prepare, train
@@ -213,7 +213,7 @@ def test_the_baselines_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_neighbours_are_ranked_by_their_cosine() -> None:
-    from bigmodel_cli.tasks.ranking import neighbours
+    from bigmodel_cli.tasks.recommendation.ranking import neighbours
 
     rng = random.Random(0)
     histories = [[rng.randrange(8) for _ in range(rng.randint(1, 6))] for _ in range(30)]

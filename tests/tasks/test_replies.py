@@ -17,7 +17,7 @@ from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import load_task
 from bigmodel_cli.tasks.chat import Chat
-from bigmodel_cli.tasks.chat_template import calls_in
+from bigmodel_cli.tasks.chat.template import calls_in
 from tests.conftest import Cli
 from tests.stages import prepare
 from tests.tasks.test_chat import TALK, rows, shown, task, train_split

@@ -19,10 +19,10 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
 from bigmodel_cli.tasks import Rows
-from bigmodel_cli.tasks.catalogue import Catalogue
 from bigmodel_cli.tasks.clean import CONTROL, VISIBLE, Cleaning, cleaned, cut_control
 from bigmodel_cli.tasks.language import Language, LanguageOptions
 from bigmodel_cli.tasks.parameters import checked
+from bigmodel_cli.tasks.recommendation.catalogue import Catalogue
 from bigmodel_cli.tasks.requests import cleaned_field
 from bigmodel_cli.tasks.text_classification import TextClassification, TextClassificationOptions
 from bigmodel_cli.tasks.translation import Translation, TranslationOptions

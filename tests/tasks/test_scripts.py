@@ -13,9 +13,9 @@ from bigmodel_cli.artifacts.manifest import write_json
 from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import ArtifactError
 from bigmodel_cli.tasks import load_task, scripts
-from bigmodel_cli.tasks.dictionary import Dictionary
+from bigmodel_cli.tasks.chat.replies import nearest
 from bigmodel_cli.tasks.overlap import BLEU_FILE, bleu
-from bigmodel_cli.tasks.replies import nearest
+from bigmodel_cli.tasks.translation.dictionary import Dictionary
 from bigmodel_cli.tasks.words import WORDS
 from tests.stages import prepare
 

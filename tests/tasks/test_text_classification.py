@@ -221,9 +221,9 @@ def test_a_small_model_comes_near_the_best_possible_accuracy(tmp_path: Path) -> 
     prepare(work, SERVICE / "intents.jsonl", val="0.15", test="0.25")
     train(work, epochs=4, width=64, batch_size=16)
     metrics = evaluate(work).evaluation.metrics
-    assert metrics["accuracy"]["low"] <= known.best_accuracy() <= metrics["accuracy"]["high"] + 0.02
-    assert metrics["accuracy"]["value"] > known.best_accuracy() - 0.04
-    assert metrics["loss"]["value"] < known.least_loss() + 0.15
+    assert metrics["accuracy"].low <= known.best_accuracy() <= metrics["accuracy"].high + 0.02
+    assert metrics["accuracy"].value > known.best_accuracy() - 0.04
+    assert metrics["loss"].value < known.least_loss() + 0.15
 
 
 def test_balanced_weights_change_the_loss_of_rare_classes(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.errors import DataError
-from bigmodel_cli.tasks.chat_template import RESULT, Message
+from bigmodel_cli.tasks.chat.template import RESULT, Message
 
 if TYPE_CHECKING:
     from bigmodel_cli.artifacts.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.tasks.chat_template import Message, has_loss
+from bigmodel_cli.tasks.chat.template import Message, has_loss
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,7 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
 from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
-from bigmodel_cli.tasks.chat_template import CHATML, END, START, has_loss
+from bigmodel_cli.tasks.chat.template import CHATML, END, START, has_loss
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
-    from bigmodel_cli.tasks.chat_template import Message
+    from bigmodel_cli.tasks.chat.template import Message
     from bigmodel_cli.tasks.overlap import Overlap
     from bigmodel_cli.tasks.packing import WholePlan
 
@@ -130,7 +130,7 @@ class Chat(TextTask):
     def _encode(
         self, found: Sequence[Sequence[Message]], prompt: bool = False
     ) -> list[tuple[list[int], list[int]]]:
-        from bigmodel_cli.tasks import chat_template
+        from bigmodel_cli.tasks.chat import template as chat_template
 
         return list(chat_template.encode(found, self.chat_template, self.tokenizer, prompt))
 
@@ -138,7 +138,8 @@ class Chat(TextTask):
         import numpy as np
 
         from bigmodel_cli.artifacts.shards import Columns
-        from bigmodel_cli.tasks import dialogues, turns
+        from bigmodel_cli.tasks import dialogues
+        from bigmodel_cli.tasks.chat import turns
 
         found = self._messages(units)
         encoded = self._encode(found)
@@ -321,7 +322,7 @@ class Chat(TextTask):
         return [Table("Replies", ["turns", "count"], rows)] if rows else []
 
     def protocol(self) -> dict[str, Any]:
-        from bigmodel_cli.tasks.turns import room
+        from bigmodel_cli.tasks.chat.turns import room
 
         return {
             "window": self.options.context,
@@ -338,7 +339,7 @@ class Chat(TextTask):
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import numpy as np
 
-        from bigmodel_cli.tasks import replies
+        from bigmodel_cli.tasks.chat import replies
         from bigmodel_cli.tasks.packing import BASELINE, generator
 
         statistics = np.zeros((len(split), len(self.statistics)))
@@ -370,7 +371,7 @@ class Chat(TextTask):
 
     def _dialogue(self, split: Split, unit: int) -> tuple[list[Message], list[list[int]]]:
         """A unit's messages, and the tokens of each."""
-        from bigmodel_cli.tasks.chat_template import decoded
+        from bigmodel_cli.tasks.chat.template import decoded
 
         tokens, marked = (values.tolist() for values in self._unit(split, unit))
         return decoded(tokens, marked, self.tokenizer, self._special(START), self._special(END))
@@ -420,7 +421,7 @@ class Chat(TextTask):
     ) -> Request:
         """A request whose prompt is (tokens, messages left out); its answer ends where the context
         does. Raises DataError where even the last message is too long."""
-        from bigmodel_cli.tasks.turns import fitted
+        from bigmodel_cli.tasks.chat.turns import fitted
 
         context = self.options.context
         ((header, _),) = self._encode([[]], prompt=True)
@@ -431,7 +432,7 @@ class Chat(TextTask):
     def answer(
         self, model: SequenceModel, requests: Sequence[Request]
     ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
-        from bigmodel_cli.tasks.chat_template import calls_in
+        from bigmodel_cli.tasks.chat.template import calls_in
         from bigmodel_cli.tasks.requests import write
 
         prompts = [request.prompt[0] for request in requests]

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from bigmodel_cli.artifacts.ledger import Ledger
     from bigmodel_cli.artifacts.shards import Columns, Split
     from bigmodel_cli.models.sequence import SequenceModel
-    from bigmodel_cli.tasks.catalogue import Catalogue
-    from bigmodel_cli.tasks.ranking import Query
+    from bigmodel_cli.tasks.recommendation.catalogue import Catalogue
+    from bigmodel_cli.tasks.recommendation.ranking import Query
     from bigmodel_cli.tasks.rows import ShuffledPlan
 
 COLUMNS = ("user", "item", "timestamp", "rating")
@@ -107,7 +107,7 @@ class Recommendation(Task):
 
     @classmethod
     def claims(cls, columns: Mapping[str, str]) -> bool:
-        from bigmodel_cli.tasks.interactions import usual
+        from bigmodel_cli.tasks.recommendation.interactions import usual
 
         return bool(usual(columns, "user") and usual(columns, "item"))
 
@@ -115,7 +115,7 @@ class Recommendation(Task):
         self, found: Mapping[str, str], wanted: Mapping[str, str], where: str
     ) -> dict[str, str]:
         from bigmodel_cli.tasks.columns import named_column
-        from bigmodel_cli.tasks.interactions import usual
+        from bigmodel_cli.tasks.recommendation.interactions import usual
 
         chosen = {}
         for name in COLUMNS:
@@ -130,7 +130,7 @@ class Recommendation(Task):
     def units(
         self, rows: Iterable[Rows], ledger: Ledger, shares: Mapping[str, float]
     ) -> Iterator[Units]:
-        from bigmodel_cli.tasks import interactions
+        from bigmodel_cli.tasks.recommendation import interactions
 
         options = self.options
         data = interactions.collect(rows, ledger, options.min_rating)
@@ -252,7 +252,7 @@ class Recommendation(Task):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        from bigmodel_cli.tasks.ranking import STATISTICS
+        from bigmodel_cli.tasks.recommendation.ranking import STATISTICS
 
         return STATISTICS
 
@@ -263,14 +263,14 @@ class Recommendation(Task):
             yield json.dumps(named).encode()
 
     def metrics(self) -> Sequence[Metric]:
-        from bigmodel_cli.tasks.ranking import metrics
+        from bigmodel_cli.tasks.recommendation.ranking import metrics
 
         return metrics()
 
     def tables(
         self, sums: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]
     ) -> list[Table]:
-        from bigmodel_cli.tasks.ranking import cuts_table
+        from bigmodel_cli.tasks.recommendation.ranking import cuts_table
 
         del counts
         return [cuts_table(sums)]
@@ -279,7 +279,7 @@ class Recommendation(Task):
         """Each target is a row of its own: the last items before it."""
         import numpy as np
 
-        from bigmodel_cli.tasks.ranking import Targets, targets_of
+        from bigmodel_cli.tasks.recommendation.ranking import Targets, targets_of
         from bigmodel_cli.tasks.rows import by_length
 
         found = [*targets_of(split, limit)]
@@ -299,7 +299,7 @@ class Recommendation(Task):
             yield self._batch(cut, units=targets.units, seen=targets.seen, counts=targets.counts)
 
     def predict(self, model: SequenceModel, batch: Batch) -> Predictions:
-        from bigmodel_cli.tasks.ranking import Judge, Targets, scores
+        from bigmodel_cli.tasks.recommendation.ranking import Judge, Targets, scores
 
         real = batch.targets >= 0
         x_MD = model.features(batch.inputs["tokens_BT"])[real]
@@ -329,7 +329,7 @@ class Recommendation(Task):
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import numpy as np
 
-        from bigmodel_cli.tasks import ranking
+        from bigmodel_cli.tasks.recommendation import ranking
 
         V = len(self.names)
         known = [train.values("items", unit, unit + 1) for unit in range(len(train))]
@@ -344,7 +344,7 @@ class Recommendation(Task):
         self, model: SequenceModel, split: Split, count: int, seed: int
     ) -> list[dict[str, str]]:
         from bigmodel_cli.tasks.packing import SAMPLES, generator
-        from bigmodel_cli.tasks.ranking import Query, targets_of
+        from bigmodel_cli.tasks.recommendation.ranking import Query, targets_of
 
         chosen = generator(SAMPLES, seed).permutation(len(split))[:count].tolist()
         found: list[dict[str, str]] = []
@@ -369,7 +369,7 @@ class Recommendation(Task):
 
         import torch
 
-        from bigmodel_cli.tasks.ranking import targets_of
+        from bigmodel_cli.tasks.recommendation.ranking import targets_of
 
         T = self.options.context
         found = itertools.islice(targets_of(split), count)
@@ -379,8 +379,8 @@ class Recommendation(Task):
     # predict ---------------------------------------------------------------------------------
 
     def request(self, document: Mapping[str, Any]) -> Request:
-        from bigmodel_cli.tasks.catalogue import Catalogue
-        from bigmodel_cli.tasks.ranking import Query
+        from bigmodel_cli.tasks.recommendation.catalogue import Catalogue
+        from bigmodel_cli.tasks.recommendation.ranking import Query
         from bigmodel_cli.tasks.requests import number_field, shown
 
         history = document.get("history")
@@ -412,7 +412,7 @@ class Recommendation(Task):
         of the history, and what is before the last items that the model reads, is counted."""
         import math
 
-        from bigmodel_cli.tasks.ranking import ahead, best
+        from bigmodel_cli.tasks.recommendation.ranking import ahead, best
 
         queries: list[Query] = [request.prompt for request in requests]
         total = sum(self.counts) + len(self.counts)

@@ -361,8 +361,8 @@ class Translation(TextTask):
     def baselines(self, train: Split, split: Split) -> Iterator[tuple[str, Predictions]]:
         import numpy as np
 
-        from bigmodel_cli.tasks.dictionary import Dictionary
         from bigmodel_cli.tasks.packing import BASELINE, generator
+        from bigmodel_cli.tasks.translation.dictionary import Dictionary
 
         units = np.arange(len(split))
         sources = [self._text(split, "source", unit) for unit in range(len(split))]
