@@ -148,9 +148,9 @@ def test_a_task_goes_all_the_way_with_each_family(
     assert {m["n"] for m in document["metrics"].values()} == {split.units}
     assert document["metrics"]["loss"]["value"] > 0
     assert document["baselines"]
-    receipt = deploy(prepared, name).receipt
-    assert receipt["bigmodel"]["proof"] == "passed"
-    assert receipt["bigmodel"]["greedy_tokens"] == receipt["bigmodel"]["greedy_identical"] > 0
+    proof = deploy(prepared, name).receipt.bigmodel
+    assert proof.proof == "passed"
+    assert proof.greedy_tokens == proof.greedy_identical > 0  # type: ignore[operator]
 
     predictor = Predictor(Workdir(prepared).run(name).bundle, "cpu", 1)
     defaults = {"max_tokens": 4} if "max_tokens" in predictor.task.fields else {}

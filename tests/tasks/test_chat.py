@@ -20,7 +20,8 @@ from bigmodel_cli.artifacts.workdir import Workdir
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sequence import SequenceModel
 from bigmodel_cli.models.sizes import model_config
-from bigmodel_cli.tasks.chat import Chat, ChatOptions, dialogues, load_task, turns
+from bigmodel_cli.tasks import dialogues, load_task
+from bigmodel_cli.tasks.chat import Chat, ChatOptions, turns
 from bigmodel_cli.tasks.chat import template as chat_template
 from bigmodel_cli.tasks.packing import IGNORED, WholePlan, best_fit
 from tests.conftest import Cli
