@@ -23,7 +23,7 @@ from bigmodel_cli.config import (
 from bigmodel_cli.errors import DataError, InterruptError, UsageError, did_you_mean, shortage
 from bigmodel_cli.events import Context, Emit, Event, Note
 from bigmodel_cli.options import Key, Resolved, keys, resolve
-from bigmodel_cli.tasks import task_class
+from bigmodel_cli.tasks import stored_task
 from bigmodel_cli.tasks.keys import task_keys, task_options, train_keys
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Project:
         """Trains a run, or continues it to where its length ends. Without a length it is that of
         the command."""
         _check_name(run)
-        task = task_class(self.workdir.read_data().task)
+        task = stored_task(self.workdir.read_data().task)
         known, own, others = train_keys(task)
         resolved = _resolved("train", [*known, *own, *others], options)
         config = resolved.build(TrainConfig)

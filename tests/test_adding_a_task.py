@@ -110,11 +110,24 @@ def test_a_task_of_another_package_is_a_task(tmp_path: Path) -> None:
     assert "--bins" in run(["prepare", "--help"], tmp_path, env).stdout
 
 
-def test_a_package_whose_task_is_broken_is_named(tmp_path: Path) -> None:
-    env = installed(tmp_path / "packages", "import nothing_of_that_name\n", odd_one="somebody:Odd")
-    done = run(["prepare", "--help"], tmp_path, env)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import nothing_of_that_name\n", "nothing_of_that_name"),
+        ("Odd = dict\n", "not a Task"),
+        ("from bigmodel_cli.tasks.language import Language as Odd\n", "names itself `language`"),
+        ("Odd = \n", "SyntaxError"),
+    ],
+)
+def test_a_package_whose_task_is_broken_is_named_where_it_is_needed(
+    tmp_path: Path, code: str, reason: str
+) -> None:
+    env = installed(tmp_path / "packages", code, odd_one="somebody:Odd [extra]")
+    assert run(["prepare", "--help"], tmp_path, env).returncode == 0
+    (tmp_path / "a.csv").write_text("a,b\n")
+    done = run(["prepare", "a.csv", "--task", "odd-one"], tmp_path, env)
     assert done.returncode == 2, done
     assert "the task `odd-one`" in done.stderr
-    assert "nothing_of_that_name" in done.stderr
+    assert reason in done.stderr
     assert "uninstall" in done.stderr
     assert "Traceback" not in done.stderr

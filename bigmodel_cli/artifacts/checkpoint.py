@@ -108,6 +108,8 @@ def read_state(path: Path) -> CheckpointState:
     state = read_record(path / STATE, CheckpointState, "checkpoint", HINT)
     if MODEL not in state.files:
         raise ArtifactError(f"the checkpoint `{path}` lacks `{MODEL}` in its state", HINT)
+    if path.name != f"step-{state.step:08d}":
+        raise ArtifactError(f"the checkpoint `{path}` is corrupt: `step` is {state.step:,}", HINT)
     return state
 
 

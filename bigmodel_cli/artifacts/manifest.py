@@ -153,7 +153,7 @@ def read_json(path: Path, what: str, hint: str, regular: bool = True) -> dict[st
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the {what} `{path}` is corrupt: {error}", hint) from None
     schema = document.get("schema")
-    if not isinstance(schema, int):
+    if not isinstance(schema, int) or schema < 1:
         raise ArtifactError(f"the {what} `{path}` has no schema number", hint)
     if schema > SCHEMA:
         raise FormatError(

@@ -22,7 +22,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 53)]  # what JSON's readers agree on
 Size = Annotated[int, Meta(ge=1, le=1 << 53)]
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
-StepName = Annotated[str, Meta(pattern=r"^step-\d{8,18}$")]
+StepName = Annotated[str, Meta(pattern=r"^step-[0-9]{8,18}\Z")]
 Values = dict[str, Number | None]  # metrics by their names; null: not a number
 NUMERIC = [key.name for key in keys(TrainConfig) if key.type in (int, float)]
 
@@ -76,6 +76,10 @@ class Reason(Amount, frozen=True, kw_only=True):
     """What went for one reason, and where the first ones were."""
 
     where: list[str]
+
+    @property
+    def first(self) -> str:
+        return self.where[0] if self.where else "nobody noted where"
 
 
 class LedgerRecord(Part, frozen=True, kw_only=True):
@@ -141,6 +145,10 @@ class Length(Struct, frozen=True):
     seconds: Positive | None
     text: str
 
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError("`length` must have either `steps` or `seconds`")
+
 
 class Resolved(Part, frozen=True, kw_only=True):
     """What a configuration became on the machine where the run was started."""
@@ -150,7 +158,7 @@ class Resolved(Part, frozen=True, kw_only=True):
     threads: Size
     precision: Literal["fp32", "bf16"]
     learning_rate: Positive
-    device: str
+    device: Literal["cpu", "cuda"]
     length: Length
     compile: bool = False
 
@@ -183,7 +191,10 @@ class RunConfig(Artifact, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in NUMERIC:
-            msgspec.convert(self.options.get(name), Number | None)
+            try:
+                msgspec.convert(self.options.get(name), Number | None)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"`options.{name}`: {error}") from None
 
 
 class Best(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -304,11 +315,16 @@ class Evaluation(Artifact, frozen=True, kw_only=True):
     tables: list[Table] = field(default_factory=list)
     data_fingerprint: str
     samples: list[Sample]
-    environment: dict[str, Any]
+    environment: dict[str, str]
     fingerprint: str
     weights: str
     gates: list[GateRecord]
     statistics: File | None = None
+
+    def __post_init__(self) -> None:
+        for name, entry in self.baseline.items():
+            if entry.name not in self.baselines:
+                raise ValueError(f"`baseline.{name}.name`: there is no baseline `{entry.name}`")
 
     @property
     def count(self) -> int:

@@ -148,7 +148,7 @@ class Workdir:
 
     def check_data(self, run: RunConfig, data: DataManifest) -> None:
         """Raises ArtifactError unless a run was trained on these data."""
-        if run.data_fingerprint != data.fingerprint:
+        if run.data_fingerprint != data.fingerprint or run.task != data.task:
             raise ArtifactError(
                 f"run `{run.run}` was trained on other data than are in `{self.data}` now",
                 "train on these: bigmodel train --restart, or another --run",

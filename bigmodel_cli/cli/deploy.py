@@ -82,7 +82,7 @@ def show(folder: Path, receipt: Receipt, layout: str, fresh: bool) -> None:
         f"{receipt.checkpoint}, layout {layout})"
     )
     for loader, proof in receipt.proofs.items():
-        if proof.proof == "passed":
+        if proof.largest_logit_difference is not None:
             render.say(
                 f"  {proof.loader or loader}: largest logit difference "
                 f"{proof.largest_logit_difference:.1e}, {proof.greedy_identical} of "

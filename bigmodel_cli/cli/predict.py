@@ -18,7 +18,7 @@ from bigmodel_cli.cli.stage import bundle_of, running, settle, write_nothing
 from bigmodel_cli.config import PredictConfig
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import TABLE, task_class
+from bigmodel_cli.tasks import task_class, task_names
 
 HELP = """Answer requests from a bundle, and from nothing else.
 
@@ -62,7 +62,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
         predictor.task.opens_files = True  # whoever asks here may read them anyway
         values = {n: list(v) if isinstance(v, tuple) else v for n, v in resolved.values.items()}
         defaults = {name: values[name] for name in predictor.task.fields if name in values}
-        fields = {name for task in TABLE for name in task_class(task).fields}
+        fields = {name for task in task_names() for name in task_class(task).fields}
         for name in resolved.said(keys(PredictConfig)):
             if name in fields and name not in predictor.task.fields:
                 raise UsageError(

@@ -69,5 +69,5 @@ def show(data: DataManifest, fresh: bool, workdir: Path, seconds: float) -> None
         for reason, entry in reasons.items():
             render.say(
                 f"  {kind} {reason}: {entry.rows:,} {what}, {entry.bytes:,} bytes "
-                f"(first: {entry.where[0]})"
+                f"(first: {entry.first})"
             )

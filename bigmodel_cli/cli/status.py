@@ -18,7 +18,7 @@ from bigmodel_cli.cli import render
 from bigmodel_cli.cli.advice import here
 from bigmodel_cli.cli.options import Common, command
 from bigmodel_cli.errors import BigmodelError, UsageError
-from bigmodel_cli.tasks import task_class
+from bigmodel_cli.tasks import stored_task
 
 HELP = """Show every stage of the working directory: fresh, stale (and why), missing or corrupt.
 
@@ -142,7 +142,7 @@ def train_state(item: Run, place: Workdir) -> State:
     if not names:
         return State("train", "unfinished", "no checkpoint yet")
     state = checkpoint.read_state(item.checkpoints / names[-1])
-    positions = task_class(known.task).positions
+    positions = stored_task(known.task).positions
     detail = f"step {state.step:,}, {state.tokens:,} {positions}"
     best = checkpoint.read_best(item.checkpoints).name
     validation = checkpoint.read_state(item.checkpoints / best).validation

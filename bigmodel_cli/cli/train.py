@@ -15,7 +15,7 @@ from bigmodel_cli.cli.stage import running, settle
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.models.sizes import TABLE_VOCABULARIES, size_table
 from bigmodel_cli.options import Key, keys
-from bigmodel_cli.tasks import TABLE, task_class
+from bigmodel_cli.tasks import stored_task, task_class, task_names
 from bigmodel_cli.tasks.keys import task_keys, task_options, train_keys
 
 HELP = """Train a model on work/data; checkpoints go to work/runs/<run>.
@@ -46,7 +46,9 @@ def register(app: typer.Typer) -> None:
 def _by_task(key: Key) -> Key:
     """A key whose help also says which tasks have another default."""
     other = {
-        n: task_class(n).defaults[key.name] for n in TABLE if key.name in task_class(n).defaults
+        n: task_class(n).defaults[key.name]
+        for n in task_names()
+        if key.name in task_class(n).defaults
     }
     if not other:
         return key
@@ -56,7 +58,7 @@ def _by_task(key: Key) -> Key:
 
 def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     place = Workdir(workdir)
-    task = task_class(place.read_data().task) if place.manifest.exists() else None
+    task = stored_task(place.read_data().task) if place.manifest.exists() else None
     known, own, others = train_keys(task)
     config = settle("train", [*known, *own], flags, common, others)
     if config is None:
@@ -64,7 +66,7 @@ def act(workdir: Path, run: str, flags: dict[str, Any], common: Common) -> None:
     from bigmodel_cli.train import distributed
     from bigmodel_cli.train.run import run as train
 
-    task = task or task_class(place.read_data().task)
+    task = task or stored_task(place.read_data().task)
     options = task_options(task, "train", config.said([*own, *others]))
     built = config.build(TrainConfig)
     if built.verify_resume:

@@ -72,13 +72,13 @@ def card(
             "updates": f"{state.step:,}",
             task.positions: f"{state.tokens:,}",
             "seconds": f"{state.elapsed:,.0f}",
-            "optimizer": options["optimizer"],
+            "optimizer": options.get("optimizer"),
             "learning rate": resolved.learning_rate,
             "batch": f"{resolved.batch_size} rows of at most {config.shape.context} "
             f"{task.positions}",
             "precision": resolved.precision,
             "hardware": training.hardware.name,
-            "seed": options["seed"],
+            "seed": options.get("seed"),
         }.items()
     ]
     header, splits = splits_table(data)

@@ -11,12 +11,11 @@ from typing import Any
 
 from bigmodel_cli.artifacts import bundle, checkpoint
 from bigmodel_cli.artifacts.bundle import HINT
-from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, UsageError
-from bigmodel_cli.models.config import ModelConfig
+from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
 from bigmodel_cli.models.device import set_up
 from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import build
-from bigmodel_cli.tasks import Request, load_task
+from bigmodel_cli.tasks import Request, load_task, model_of
 from bigmodel_cli.tasks.parameters import checked
 
 LONGEST_LINE = 64 << 20
@@ -33,24 +32,14 @@ class Predictor:
         from bigmodel_cli.models.qwen3 import native_weights
 
         self.manifest = bundle.read(folder)
-        try:
-            self.task = load_task(folder, HINT)
-            config = ModelConfig.from_json(self.manifest.model)
-            self.name = self.manifest.name
-            layout = self.manifest.layout
-            own = self.manifest.precision
-            shape = self.task.shape()
-        except (KeyError, TypeError, AttributeError, UsageError) as error:
-            raise ArtifactError(f"the bundle `{folder}` is corrupt: {error!r}", HINT) from None
-        if config.shape != shape:
-            raise ArtifactError(
-                f"the bundle `{folder}` is corrupt: its model is not of its task", HINT
-            )
+        self.task = load_task(folder, HINT)
+        config = model_of(self.manifest.model, self.task, f"the bundle `{folder}`", HINT)
+        self.name, own = self.manifest.name, self.manifest.precision
         path = folder / checkpoint.MODEL
         weights = checkpoint.load_tensors(path, "bundle", HINT)
         if not all(map(checkpoint.is_finite, weights.values())):
             raise ArtifactError(f"the bundle `{path}` is corrupt: not all numbers are finite", HINT)
-        if layout == "huggingface":
+        if self.manifest.layout == "huggingface":
             weights = native_weights(weights, config)
         if precision == "auto" and own == "int8" and device == "auto":
             device = "cpu"  # a GPU has no kernels for what the bundle asks

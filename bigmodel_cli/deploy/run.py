@@ -29,7 +29,7 @@ from bigmodel_cli.config import DeployConfig
 from bigmodel_cli.errors import BigmodelError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
-from bigmodel_cli.tasks import Task, load_task, save_task
+from bigmodel_cli.tasks import Task, load_task, model_of, save_task
 
 ASIDE = "bundle.old"  # while a new one takes its place
 UNSAID = ("precision", "fp32")  # the default came later than the first bundles
@@ -140,7 +140,6 @@ def _build(
     from bigmodel_cli.deploy.card import card
     from bigmodel_cli.deploy.receipt import effect
     from bigmodel_cli.models import qwen3
-    from bigmodel_cli.models.config import ModelConfig
     from bigmodel_cli.models.precision import check
     from bigmodel_cli.models.sequence import build
     from bigmodel_cli.tasks.text import TextTask
@@ -149,7 +148,7 @@ def _build(
         place.preprocessor, training.preprocessor, "preprocessor", PREPROCESSOR_HINT
     )
     task = load_task(place.preprocessor, PREPROCESSOR_HINT)
-    shape = ModelConfig.from_json(training.model)
+    shape = model_of(training.model, task, f"run `{training.run}`", PREPROCESSOR_HINT)
     check(shape, precision, "cpu")
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
     model = build(shape, weights, str(path))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigmodel_cli.artifacts import manifest
-from bigmodel_cli.artifacts.records import DifferenceRecord, EarlierEvaluation, Evaluation
+from bigmodel_cli.artifacts.records import LARGEST, DifferenceRecord, EarlierEvaluation, Evaluation
 from bigmodel_cli.artifacts.statistics import Statistics, UnitStatistics
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.evaluate.bootstrap import Difference, Draws, difference, interval, resample
@@ -164,7 +164,7 @@ class Figures:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) in (int, float) and -LARGEST <= value <= LARGEST
 
 
 def _aligned(own: UnitStatistics, evaluation: Evaluation, earlier: Earlier) -> Statistics | None:

@@ -28,7 +28,7 @@ from bigmodel_cli.config import EvaluateConfig
 from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError, FormatError, StoppedError
 from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
-from bigmodel_cli.tasks import Metric, Task, load_task
+from bigmodel_cli.tasks import Metric, Task, load_task, model_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,12 +95,12 @@ def run(config: EvaluateConfig, workdir: Workdir, name: str, context: Context) -
         }
         fingerprint = manifest.fingerprint(recipe)
         earlier = _earlier(config, rules, context)
-        old = _old(place, fingerprint, context)
+        old = _old(place, fingerprint, metrics, context)
         old = None if config.force else old
         own = None
         if old is None:
             evaluation, own = _score(
-                config, task, path, state.weights, known, data, fingerprint, workdir, context
+                config, task, path, state.weights, known, data, fingerprint, workdir, place, context
             )
         else:
             evaluation = old
@@ -143,7 +143,9 @@ def _earlier(config: EvaluateConfig, rules: Sequence[Rule], context: Context) ->
     return earlier
 
 
-def _old(place: Run, fingerprint: str, context: Context) -> Evaluation | None:
+def _old(
+    place: Run, fingerprint: str, metrics: Sequence[Metric], context: Context
+) -> Evaluation | None:
     """An evaluation of the same fingerprint, if it is whole."""
     if not place.evaluation.exists():
         return None
@@ -151,6 +153,8 @@ def _old(place: Run, fingerprint: str, context: Context) -> Evaluation | None:
         evaluation = manifest.read_record(place.evaluation, Evaluation, "evaluation", "")
         if evaluation.fingerprint != fingerprint:
             return None
+        if missing := [m.name for m in metrics if m.name not in evaluation.metrics]:
+            raise ArtifactError(f"`{place.evaluation}` has no `{missing[0]}`")
         what = "evaluation's statistics"
         manifest.check_file(place.statistics, _statistics(evaluation), what, "")
     except FormatError:
@@ -186,6 +190,7 @@ def _score(
     data: DataManifest,
     fingerprint: str,
     workdir: Workdir,
+    place: Run,
     context: Context,
 ) -> tuple[Evaluation, UnitStatistics]:
     """The evaluation without what draws give, and the statistics of its units."""
@@ -196,13 +201,13 @@ def _score(
     from bigmodel_cli.artifacts.shards import Split
     from bigmodel_cli.artifacts.statistics import Partial, UnitStatistics, identify
     from bigmodel_cli.evaluate.scoring import Scorer
-    from bigmodel_cli.models.config import ModelConfig
     from bigmodel_cli.models.device import set_up
     from bigmodel_cli.models.sequence import build
 
     device = set_up(config.device, config.threads)
     weights = checkpoint.load_tensors(path / checkpoint.MODEL)
-    model = build(ModelConfig.from_json(known.model), weights, str(path)).to(device)
+    shape = model_of(known.model, task, f"run `{known.run}`", PREPROCESSOR_HINT)
+    model = build(shape, weights, str(path)).to(device)
     train, whole = (
         Split(workdir.data, data.splits[name].shards) for name in ("train", config.split)
     )
@@ -219,7 +224,7 @@ def _score(
     }
     key = {"evaluation": fingerprint, "rows": rows, "threads": torch.get_num_threads()}
     partial_key = manifest.fingerprint({**key, **environment})
-    partial = Partial(workdir.run(known.run).partial, partial_key, len(split), len(task.statistics))
+    partial = Partial(place.partial, partial_key, len(split), len(task.statistics))
     if why := partial.load():
         context.warn(f"the stopped evaluation is not continued: {why}")
     elif partial.done:

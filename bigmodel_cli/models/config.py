@@ -19,6 +19,7 @@ from bigmodel_cli.models.shape import ImageShape, Shape
 # fill the memory
 LONGEST_PRODUCT = 1024
 MOST, MOST_PIXELS = 1 << 40, 1024  # of any number that describes a model, and of an image's side
+MOST_LAYERS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,14 @@ class ModelConfig:
                     return f"`{item.name}` is `{value}`"
         if not 0 <= self.dropout < 1:
             return f"`dropout` is `{self.dropout}`"
+        if self.layers > MOST_LAYERS:
+            return f"`layers` is {self.layers:,}"
+        if self.tied and shape.classes:
+            return "`tied` is of models without classes"
         if image is None:
             return "" if shape.vocabulary else "`vocabulary` is 0"
+        if shape.causal or not shape.classes or image.stem not in ("patch", "conv"):
+            return "images are of models of classes that see them whole, with a stem"
         size, patch = image.size, image.patch
         if image.channels not in (1, 3) or size > MOST_PIXELS or size % patch:
             return f"images of {image.channels} × {size} in patches of {patch}"
@@ -250,8 +257,8 @@ class TransformerConfig(ModelConfig):
             return f"{self.heads} heads and {self.kv_heads} for keys"
         if self.positions == "rotary" and self.head_width % 2:
             return f"`head_width` is {self.head_width}, and rotary positions need an even one"
-        for name in ("epsilon", "rope_theta"):
-            if not 0 < getattr(self, name) < MOST:
+        for name, least in (("epsilon", 0), ("rope_theta", 1)):
+            if not least < getattr(self, name) < MOST:
                 return f"`{name}` is `{getattr(self, name)}`"
         scaling = self.rope_scaling
         if scaling and (
@@ -264,8 +271,10 @@ class TransformerConfig(ModelConfig):
             return f"`rope_scaling` is `{scaling}`"
         if self.class_token and not self.shape.image:
             return "`class_token` is of images alone"
-        if self.sliding_window and not self.shape.causal:
-            return "`sliding_window` is of causal models alone"
+        if self.sliding_window and (self.shape.prefix or not self.shape.causal):
+            return "`sliding_window` is of causal models without a prefix alone"
+        if self.pooler and not self.shape.classes:
+            return "`pooler` is of models of classes alone"
         return ""
 
     def _backbone(self) -> int:

@@ -19,7 +19,7 @@ from bigmodel_cli.prepare.records import SHOWN_ROWS, Choose
 from bigmodel_cli.prepare.sources import WHOLE, Layout, Source, open_bytes
 from bigmodel_cli.prepare.split_names import splits_in
 from bigmodel_cli.prepare.texts import opened
-from bigmodel_cli.tasks import TABLE, Task, task_class
+from bigmodel_cli.tasks import Task, task_class, task_names
 from bigmodel_cli.tasks.columns import TEXT_NAMES, listed, text_column, usual
 
 TEXT_BESIDE = "text beside records"
@@ -141,7 +141,7 @@ def claims(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """The tasks that columns are for. A column that goes by another name is known by the one that
     --column gives it."""
     known = {**found, **{name: found.get(column, "string") for name, column in wanted.items()}}
-    return [name for name in TABLE if task_class(name).claims(known)]
+    return [name for name in task_names() if task_class(name).claims(known)]
 
 
 def is_records(source: Source, layout: Layout) -> bool:

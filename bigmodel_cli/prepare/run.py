@@ -345,7 +345,7 @@ def _check_loss(config: PrepareConfig, ledger: LedgerRecord) -> None:
 
 def _reasons(ledger: LedgerRecord) -> str:
     return ", ".join(
-        f"{entry.rows:,} {reason} ({entry.where[0]})" for reason, entry in ledger.dropped.items()
+        f"{entry.rows:,} {reason} ({entry.first})" for reason, entry in ledger.dropped.items()
     )
 
 

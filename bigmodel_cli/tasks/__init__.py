@@ -7,6 +7,7 @@ stages stay quick.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.artifacts.records import Table as Table
 from bigmodel_cli.errors import ArtifactError, UsageError, did_you_mean
+from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.sampling import Sampling, Search
 from bigmodel_cli.options import convert, identity
 from bigmodel_cli.options import keys as declared
@@ -43,7 +45,7 @@ TABLE = {
     "recommendation": "bigmodel_cli.tasks.recommendation:Recommendation",
 }
 for point in entry_points(group="bigmodel.tasks"):  # of other packages; ours keep their names
-    TABLE.setdefault(point.name, point.value)
+    TABLE.setdefault(point.name, f"{point.module}:{point.attr}")
 GREEDY = Sampling()
 TASK_FILE = "task.json"
 VALIDATION_TOKENS = 32768
@@ -397,7 +399,11 @@ def task_class(name: str) -> type[Task]:
         raise UsageError(f"--task is `{name}`", did_you_mean(name, TABLE))
     module, _, attribute = TABLE[name].partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+        kind = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(kind, type) and issubclass(kind, Task)):
+            raise TypeError("it is not a Task")
+        if kind.name != name:
+            raise ValueError(f"it names itself `{kind.name}`")
     except Exception as error:  # whatever somebody else's code may raise
         if module.startswith(f"{__name__}."):
             raise
@@ -406,6 +412,39 @@ def task_class(name: str) -> type[Task]:
             f"loaded: {error!r}",
             "repair or uninstall that package",
         ) from error
+    return kind
+
+
+def task_names() -> list[str]:
+    """The tasks that can be loaded: one of another package that cannot must not stop the rest."""
+
+    def loads(name: str) -> bool:
+        with contextlib.suppress(UsageError):
+            return bool(task_class(name))
+        return False
+
+    return list(filter(loads, TABLE))
+
+
+def stored_task(name: str) -> type[Task]:
+    """The class of a task that an artifact names. Raises ArtifactError."""
+    try:
+        return task_class(name)
+    except UsageError as error:
+        if name in TABLE:
+            raise ArtifactError(error.message, error.hint) from None
+        hint = "install the package that has it, or make these again for one of: "
+        raise ArtifactError(
+            f"the task `{name}` is not installed", hint + ", ".join(TABLE)
+        ) from None
+
+
+def model_of(document: Mapping[str, Any], task: Task, where: str, hint: str) -> ModelConfig:
+    """The configuration of a model that was made for this task. Raises ArtifactError."""
+    config = ModelConfig.from_json(document)
+    if config.shape != task.shape():
+        raise ArtifactError(f"{where} is corrupt: its model is not of its task", hint)
+    return config
 
 
 def save_task(task: Task, folder: Path) -> None:
@@ -422,8 +461,8 @@ def read_task_file(folder: Path, hint: str) -> dict[str, Any]:
 def load_task(folder: Path, hint: str) -> Task:
     """Reads a preprocessor folder. Raises ArtifactError."""
     document = read_task_file(folder, hint)
+    kind = stored_task(str(document.get("task")))
     try:
-        kind = task_class(document["task"])
         known = {key.name: key for key in declared(kind.Options)}
         options = kind.Options(
             **{

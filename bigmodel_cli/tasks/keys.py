@@ -9,13 +9,13 @@ from typing import Any
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import UsageError
 from bigmodel_cli.options import Key, convert, keys
-from bigmodel_cli.tasks import TABLE, Task, task_class
+from bigmodel_cli.tasks import TABLE, Task, task_class, task_names
 
 
 def task_keys(stage: str, names: Iterable[str] | None = None) -> list[Key]:
     """The options that tasks (all of them) add to a stage's command; one that several share is
     one, whose help says what it is for each."""
-    names = list(TABLE if names is None else names)
+    names = task_names() if names is None else list(names)
     found: dict[str, dict[str, Key]] = {}
     for name in names:
         for key in keys(task_class(name).Options, stage):
@@ -66,7 +66,7 @@ def task_options(kind: type[Task], stage: str, said: Mapping[str, Any]) -> dict[
     own = {key.name: key for key in keys(kind.Options, stage)}
     for name in said:
         if name not in own:
-            others = [t for t in TABLE if name in {k.name for k in task_keys(stage, [t])}]
+            others = [t for t in task_names() if name in {k.name for k in task_keys(stage, [t])}]
             flag = "--" + name.replace("_", "-")
             raise UsageError(
                 f"{flag} is not an option of the task `{kind.name}`",

@@ -38,9 +38,12 @@ class Origin:
     def load(self) -> dict[str, Tensor]:
         """The weights by our own names. Raises ArtifactError."""
         from bigmodel_cli.models.qwen3 import native_weights
+        from bigmodel_cli.models.sequence import build
 
         weights = checkpoint.load_tensors(self.weights, "weights", HINT)
-        return native_weights(weights, self.model) if self.layout == "huggingface" else weights
+        if self.layout == "huggingface":
+            weights = native_weights(weights, self.model)
+        return build(self.model, weights, str(self.weights)).state_dict()
 
     def task(self) -> Task:
         return load_task(self.preprocessor, HINT)
@@ -115,6 +118,8 @@ def shaped(origin: Origin, config: TrainConfig, task: Task) -> ModelConfig:
     if config.size:
         raise UsageError("--size and --from are given", "leave --size out: the weights decide it")
     theirs = origin.task()
+    if theirs.shape() != model.shape:
+        raise ArtifactError(f"`{origin.name}` is corrupt: its model is not of its task", HINT)
     if theirs.signature != task.signature:
         raise UsageError(
             f"`{origin.name}` reads other {task.measure} than these data have",

@@ -10,7 +10,7 @@ from bigmodel_cli.artifacts.records import RunConfig
 from bigmodel_cli.artifacts.workdir import Run
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.options import keys
-from bigmodel_cli.tasks import task_class
+from bigmodel_cli.tasks import stored_task
 
 LENGTHS = ("steps", "epochs", "tokens", "minutes")
 # what the weights decide, and which weights they are
@@ -21,7 +21,7 @@ DECIDED = ("model", "size", "from_", "width", "layers", "heads", "kv_heads", "hi
 def command(place: Run, known: RunConfig, length: Mapping[str, Any] | None = None) -> str:
     """What to type so that a new run starts with the run's weights and options. known: its
     config.json. length: by key, else that of the run."""
-    options, task = known.options, task_class(known.task)
+    options, task = known.options, stored_task(known.task)
     length = {name: options.get(name) for name in LENGTHS} if length is None else length
     words = ["bigmodel", "train", "--from", place.name, "--run", free(place)]
     for key in (*keys(TrainConfig), *keys(task.Options, "train")):

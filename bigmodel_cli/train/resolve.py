@@ -77,7 +77,7 @@ def resolve(
         threads=torch.get_num_threads(),
         precision=precision,
         learning_rate=config.learning_rate or LEARNING_RATES[config.optimizer],
-        device=device.type,
+        device="cuda" if device.type == "cuda" else "cpu",
         length=length,
     )
     resolved = replace(resolved, compile=_compile(config, model, resolved, plan, context))

@@ -25,10 +25,9 @@ from bigmodel_cli.artifacts.workdir import PREPROCESSORS, Run, Workdir, clean, l
 from bigmodel_cli.config import TrainConfig
 from bigmodel_cli.errors import ArtifactError, FormatError, ResourceError, UsageError
 from bigmodel_cli.events import Context, Progress
-from bigmodel_cli.models.config import ModelConfig
 from bigmodel_cli.models.sizes import SIZES, model_config
 from bigmodel_cli.options import identity
-from bigmodel_cli.tasks import Task, load_task
+from bigmodel_cli.tasks import Task, load_task, model_of
 from bigmodel_cli.train import distributed, longer
 from bigmodel_cli.train.init_from import Origin
 from bigmodel_cli.train.init_from import begin as begin_from
@@ -213,7 +212,7 @@ def _train(
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
-    model = SequenceModel(ModelConfig.from_json(known.model)).to(device)
+    model = SequenceModel(model_of(known.model, task, f"run `{place.name}`", RESTART)).to(device)
     optimizers = Optimizers(model, config.optimizer, resolved.learning_rate, config.weight_decay)
     if new:  # only now, when all of it can be had
         distributed.lead(lambda: _begin(task, place, known))

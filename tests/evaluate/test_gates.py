@@ -68,7 +68,7 @@ def evaluation(found: Statistics, **protocol: str) -> Evaluation:
         unit="documents",
         protocol={**PROTOCOL, **protocol},
         baseline={},
-        baselines={},
+        baselines={"b": {}},
         samples=[],
         environment={},
         gates=[],

@@ -368,3 +368,25 @@ def test_what_no_model_is(wrong: dict[str, Any]) -> None:
 
     with pytest.raises(ArtifactError, match="configuration is corrupt"):
         ModelConfig.from_json({**llama().to_json(), **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sliding_window": 3, "shape": {"prefix": True}},
+        {"pooler": True}, {"rope_theta": 0.5}, {"layers": 1 << 20},
+        {"tied": True, "shape": {"classes": 3, "causal": False}},
+        {"shape": {"causal": False, "context": 9, "vocabulary": 0,
+                   "picture": {"channels": 3, "size": 12, "patch": 4, "stem": "patch"}}},
+        {"shape": {"causal": False, "context": 9, "vocabulary": 0, "classes": 3,
+                   "picture": {"channels": 3, "size": 12, "patch": 4, "stem": "deep"}}},
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_refused_when_it_is_read(wrong: dict[str, Any]) -> None:
+    from bigmodel_cli.errors import ArtifactError
+
+    document = llama().to_json()
+    with pytest.raises(ArtifactError, match="configuration is corrupt"):
+        ModelConfig.from_json(
+            {**document, **wrong, "shape": {**document["shape"], **wrong.get("shape", {})}}
+        )
