@@ -23,7 +23,7 @@ from bigmodel_cli.config import (
 from bigmodel_cli.errors import DataError, InterruptError, UsageError, did_you_mean, shortage
 from bigmodel_cli.events import Context, Emit, Event, Note
 from bigmodel_cli.options import Key, Resolved, keys, resolve
-from bigmodel_cli.tasks import stored_task
+from bigmodel_cli.tasks import Answer, stored_task
 from bigmodel_cli.tasks.keys import task_keys, task_options, train_keys
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Model:
 
     def batch(
         self, requests: Iterable[str | os.PathLike[str] | Mapping[str, Any]], **options: Any
-    ) -> list[dict[str, Any]]:
+    ) -> list[Answer]:
         """The answers to requests, in their order, computed together. One that is wrong is an
         error that says which."""
         if isinstance(requests, str | bytes | Mapping) or not isinstance(requests, Iterable):
@@ -185,7 +185,7 @@ class Model:
                 f"a batch is `{requests!r:.60}`, but must be a list of requests",
                 "for a single one call the model itself",
             )
-        answers: list[dict[str, Any]] = []
+        answers: list[Answer] = []
         checked: list[Request] = []
         for number, request in enumerate(requests, 1):
             try:

@@ -15,7 +15,7 @@ from bigmodel_cli.errors import ArtifactError, BigmodelError, DataError
 from bigmodel_cli.models.device import set_up
 from bigmodel_cli.models.precision import lower
 from bigmodel_cli.models.sequence import build
-from bigmodel_cli.tasks import Request, load_task, model_of
+from bigmodel_cli.tasks import Answer, Piece, Request, load_task, model_of
 from bigmodel_cli.tasks.parameters import checked
 
 LONGEST_LINE = 64 << 20
@@ -67,9 +67,7 @@ class Predictor:
             )
         return checked(document, self.names)
 
-    def answer(
-        self, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, requests: Sequence[Request]) -> Iterator[Piece]:
         """(request, new text, the whole answer once it is finished), as they come."""
         yield from self.task.answer(self.model, requests)
 
@@ -78,10 +76,10 @@ class Predictor:
         lines: Sequence[bytes],
         defaults: Mapping[str, Any],
         ignored: Counter[str] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Answer]:
         """One answer for each JSON line, in order, `id` passed through; a bad line yields
         {"error": {…}} in its place. ignored: counts the unknown names in good lines."""
-        answers: list[dict[str, Any]] = [{} for _ in lines]
+        answers: list[Answer] = [{} for _ in lines]
         requests: list[Request] = []
         places: list[int] = []
         for place, line in enumerate(lines):

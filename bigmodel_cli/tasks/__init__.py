@@ -46,6 +46,9 @@ TABLE = {
 }
 for point in entry_points(group="bigmodel.tasks"):  # of other packages; ours keep their names
     TABLE.setdefault(point.name, f"{point.module}:{point.attr}")
+Document = Mapping[str, Any]  # a request, as JSON has it
+Answer = dict[str, Any]
+Piece = tuple[int, str, Answer | None]  # whose, new text, and all of it once it is finished
 GREEDY = Sampling()
 TASK_FILE = "task.json"
 VALIDATION_TOKENS = 32768
@@ -373,10 +376,10 @@ class Task(ABC):
     # predict ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def request(self, document: Mapping[str, Any]) -> Request:
+    def request(self, document: Document) -> Request:
         """Checks one line of `predict`, or one HTTP body. Raises DataError."""
 
-    def pixels(self, document: Mapping[str, Any]) -> int:
+    def pixels(self, document: Document) -> int:
         """How many pixels are decoded to check a request: in a server, many take turns."""
         del document
         return 0
@@ -387,9 +390,7 @@ class Task(ABC):
         return ""
 
     @abstractmethod
-    def answer(
-        self, model: SequenceModel, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, model: SequenceModel, requests: Sequence[Request]) -> Iterator[Piece]:
         """(request, new text, the whole answer once it is finished), as they come."""
 
 
@@ -439,7 +440,7 @@ def stored_task(name: str) -> type[Task]:
         ) from None
 
 
-def model_of(document: Mapping[str, Any], task: Task, where: str, hint: str) -> ModelConfig:
+def model_of(document: Document, task: Task, where: str, hint: str) -> ModelConfig:
     """The configuration of a model that was made for this task. Raises ArtifactError."""
     config = ModelConfig.from_json(document)
     if config.shape != task.shape():

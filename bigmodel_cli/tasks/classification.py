@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, DataError
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Metric, Predictions, Request, Table, Task
+from bigmodel_cli.tasks import Batch, Document, Metric, Piece, Predictions, Request, Table, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -370,7 +370,7 @@ class Classification(Task):
         model: SequenceModel,
         requests: Sequence[Request],
         inputs: Callable[[Sequence[Request]], Mapping[str, Tensor]],
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    ) -> Iterator[Piece]:
         """Answers with the label, and the probability of each."""
         import torch
 
@@ -405,6 +405,6 @@ def _shown(value: float) -> str:
     return "–" if value != value else f"{value:.4f}"
 
 
-def shown_label(answer: Mapping[str, Any]) -> str:
+def shown_label(answer: Document) -> str:
     """An answer for a sample: the label with its probability."""
     return f"{answer['label']} ({json.dumps(answer['probabilities'][answer['label']])})"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.errors import DataError
+from bigmodel_cli.tasks import Document
 from bigmodel_cli.tasks.chat.template import CALL, RESULT, TOOLS, Message, has_loss
 from bigmodel_cli.tasks.columns import usual
 
@@ -308,7 +309,7 @@ def plain(found: Sequence[Message], tools: Sequence[str]) -> list[Message]:
     return tidy
 
 
-def requested(document: Mapping[str, Any]) -> list[Message]:
+def requested(document: Document) -> list[Message]:
     """The messages of a request, and its tools; a text is what a user says. Raises DataError."""
     from bigmodel_cli.tasks.clean import cleaned
 

@@ -17,7 +17,7 @@ from bigmodel_cli.artifacts.manifest import read_json, write_json
 from bigmodel_cli.errors import ArtifactError, UsageError
 from bigmodel_cli.models.shape import ImageShape, Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks import Batch, Document, Piece, Predictions, Proof, Request, Rows, Units
 from bigmodel_cli.tasks.classification import ROWS, Classification, ClassOptions, shown_label
 from bigmodel_cli.tasks.columns import IMAGE_NAMES, LABEL_NAMES
 
@@ -471,20 +471,18 @@ class ImageClassification(Classification):
 
     # predict ---------------------------------------------------------------------------------
 
-    def request(self, document: Mapping[str, Any]) -> Request:
+    def request(self, document: Document) -> Request:
         from bigmodel_cli.tasks.pixels import requested_image
         from bigmodel_cli.tasks.requests import text_field
 
         return Request(requested_image(text_field(document, "image"), self.form, self.opens_files))
 
-    def pixels(self, document: Mapping[str, Any]) -> int:
+    def pixels(self, document: Document) -> int:
         from bigmodel_cli.tasks.pixels import announced
 
         return announced(document.get("image"))
 
-    def answer(
-        self, model: SequenceModel, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, model: SequenceModel, requests: Sequence[Request]) -> Iterator[Piece]:
         import numpy as np
 
         def inputs(requests: Sequence[Request]) -> Mapping[str, Tensor]:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.errors import DataError, UsageError
 from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks import (
+    Batch,
+    Document,
+    Metric,
+    Piece,
+    Predictions,
+    Proof,
+    Request,
+    Rows,
+    Units,
+)
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -360,7 +370,7 @@ class Language(TextTask):
 
     # predict ---------------------------------------------------------------------------------
 
-    def request(self, document: Mapping[str, Any]) -> Request:
+    def request(self, document: Document) -> Request:
         from bigmodel_cli.tasks.requests import cleaned_field, generation, prompt_ids
 
         if self.masked:
@@ -370,9 +380,7 @@ class Language(TextTask):
     def echo(self, text: str) -> str:
         return "" if self.masked else text
 
-    def answer(
-        self, model: SequenceModel, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, model: SequenceModel, requests: Sequence[Request]) -> Iterator[Piece]:
         from bigmodel_cli.tasks.requests import fill, write
 
         if self.masked:

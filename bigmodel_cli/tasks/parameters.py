@@ -7,10 +7,11 @@ change ours, is refused: an answer that looks right would be wrong.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from bigmodel_cli.errors import DataError
+from bigmodel_cli.tasks import Document
 
 ALIASES = {"max_completion_tokens": "max_tokens"}  # OpenAI's later name
 # what other engines call ours, further away than a slip of the pen
@@ -58,9 +59,7 @@ LONGEST = 64  # letters of a name that may be near to one
 MOST_UNKNOWN = 256  # each of which is compared with those that are known
 
 
-def checked(
-    document: Mapping[str, Any], known: Collection[str]
-) -> tuple[dict[str, Any], list[str]]:
+def checked(document: Document, known: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """A request under the names that are known, and the names of what else it holds, which is
     ignored. Null is absent.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,13 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.generate import Decoder
 from bigmodel_cli.models.sampling import Sampling
 from bigmodel_cli.models.sequence import SequenceModel
-from bigmodel_cli.tasks import Request
+from bigmodel_cli.tasks import Document, Request
 
 MOST_TOKENS = 1 << 20
 MOST_STOPS, LONGEST_STOP = 16, 1024
 
 
-def text_field(document: Mapping[str, Any], field: str) -> str:
+def text_field(document: Document, field: str) -> str:
     """A request's field that has to be text. Raises DataError."""
     prompt = document.get(field)
     if not isinstance(prompt, str):
@@ -34,7 +34,7 @@ def text_field(document: Mapping[str, Any], field: str) -> str:
     return prompt
 
 
-def cleaned_field(document: Mapping[str, Any], field: str, trim: bool = False) -> str:
+def cleaned_field(document: Document, field: str, trim: bool = False) -> str:
     """A request's text, cleaned as `prepare` cleans a row's. Raises DataError where it is blank."""
     from bigmodel_cli.tasks.clean import cleaned
 
@@ -47,7 +47,7 @@ def cleaned_field(document: Mapping[str, Any], field: str, trim: bool = False) -
     return text
 
 
-def prompt_ids(document: Mapping[str, Any], tokenizer: Tokenizer, context: int) -> list[int]:
+def prompt_ids(document: Document, tokenizer: Tokenizer, context: int) -> list[int]:
     """What a model that continues text reads: the ids that `prompt` lists, exactly, or those of
     its text, after `<|endoftext|>`. Raises DataError for more than the model reads at once.
 
@@ -81,7 +81,7 @@ def prompt_ids(document: Mapping[str, Any], tokenizer: Tokenizer, context: int) 
     return ids
 
 
-def generation(document: Mapping[str, Any], prompt: Any) -> Request:
+def generation(document: Document, prompt: Any) -> Request:
     """A request to write, with how it says to. Raises DataError."""
     stop = document.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
@@ -105,7 +105,7 @@ def generation(document: Mapping[str, Any], prompt: Any) -> Request:
 
 
 def number_field(
-    document: Mapping[str, Any],
+    document: Document,
     name: str,
     default: float,
     low: float,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Predictions, Proof, Request, Rows, Units
+from bigmodel_cli.tasks import Batch, Document, Piece, Predictions, Proof, Request, Rows, Units
 from bigmodel_cli.tasks.classification import ROWS, Classification, ClassOptions, shown_label
 from bigmodel_cli.tasks.columns import LABEL_NAMES
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
@@ -288,15 +288,13 @@ class TextClassification(TextTask, Classification):
 
     # predict ---------------------------------------------------------------------------------
 
-    def request(self, document: Mapping[str, Any]) -> Request:
+    def request(self, document: Document) -> Request:
         from bigmodel_cli.tasks.requests import cleaned_field
 
         text = cleaned_field(document, "text")
         return Request([self.tokenizer.endoftext, *self.tokenizer.encode(text)])
 
-    def answer(
-        self, model: SequenceModel, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, model: SequenceModel, requests: Sequence[Request]) -> Iterator[Piece]:
         """As training does, it reads the first tokens of a long text, and says how many it does
         not read."""
         import numpy as np

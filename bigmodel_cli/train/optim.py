@@ -16,24 +16,14 @@ LEARNING_RATES = {"muon": 6e-3, "adamw": 2e-3}
 
 def orthogonalized(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """Matrices (…, A, B) after `steps` times x ← a·x + b·g·x + c·g²·x, g = x·xᵀ (Jordan et al.
-    2024). Of more than two steps two are found at once where one side is the longer by half: their
-    g are polynomials of the first, (A, A) all, so that the longer side is multiplied half as often.
-    The last step is of x itself, which corrects the rounding of bfloat16, unless x has few rows."""
+    2024), in products of the shorter side."""
     a, b, c = coefficients
     A, B = x.shape[-2:]
     add = torch.addmm if x.dim() == 2 else torch.baddbmm
-    at_once = max(A, B) > 1.5 * min(A, B) and min(A, B) >= 64
-    while steps > 0:
-        gram = x.mT @ x if A > B else x @ x.mT  # in products of the shorter side
-        scale, parts = a, add(gram, gram, gram, beta=b, alpha=c)
-        steps -= 1
-        if steps > 1 and at_once:
-            gram = add(gram, gram, parts, beta=a)  # times a + parts, twice
-            gram = add(gram, gram, parts, beta=a)
-            second = add(gram, gram, gram, beta=b, alpha=c)
-            scale, parts = a * a, add(parts + second, parts, second, beta=a)
-            steps -= 1
-        x = add(x, *((x, parts) if A > B else (parts, x)), beta=scale)
+    for _ in range(steps):
+        gram = x.mT @ x if A > B else x @ x.mT
+        parts = add(gram, gram, gram, beta=b, alpha=c)
+        x = add(x, *((x, parts) if A > B else (parts, x)), beta=a)
     return x
 
 

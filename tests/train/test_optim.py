@@ -10,7 +10,6 @@ import torch
 from bigmodel_cli.train.optim import Muon, orthogonalized
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # torch's
-# some with one side by half longer than the other and more, whose first steps are found at once
 SHAPES = [(12, 8), (8, 12), (12, 8), (8, 8), (12, 8), (64, 130), (160, 72), (64, 130), (1, 5)]
 
 
@@ -48,7 +47,7 @@ def test_an_update_is_torchs(together: bool) -> None:
 @pytest.mark.parametrize(
     "shape", [(8, 30), (64, 64), (64, 99), (200, 64), (3, 64, 100), (2, 97, 64)]
 )
-def test_steps_found_at_once_are_those_one_by_one(shape: tuple[int, ...], steps: int) -> None:
+def test_the_steps_are_those_of_the_formula(shape: tuple[int, ...], steps: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64)
     x /= x.norm(dim=(-2, -1), keepdim=True)

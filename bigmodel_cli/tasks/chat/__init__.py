@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
+from bigmodel_cli.tasks import (
+    Batch,
+    Document,
+    Metric,
+    Piece,
+    Predictions,
+    Proof,
+    Request,
+    Rows,
+    Table,
+    Units,
+)
 from bigmodel_cli.tasks.chat.template import CHATML, END, START, has_loss
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
@@ -408,7 +419,7 @@ class Chat(TextTask):
 
     # predict ---------------------------------------------------------------------------------
 
-    def request(self, document: Mapping[str, Any]) -> Request:
+    def request(self, document: Document) -> Request:
         from bigmodel_cli.tasks.dialogues import requested
         from bigmodel_cli.tasks.requests import generation
 
@@ -429,9 +440,7 @@ class Chat(TextTask):
         most = min(request.max_tokens, context + 1 - len(prompt[0]))
         return dataclasses.replace(request, prompt=prompt, max_tokens=most)
 
-    def answer(
-        self, model: SequenceModel, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, model: SequenceModel, requests: Sequence[Request]) -> Iterator[Piece]:
         from bigmodel_cli.tasks.chat.template import calls_in
         from bigmodel_cli.tasks.requests import write
 

@@ -17,7 +17,19 @@ from bigmodel_cli.artifacts.manifest import fingerprint, read_json, write_json
 from bigmodel_cli.errors import ArtifactError, DataError
 from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Task, Units
+from bigmodel_cli.tasks import (
+    Batch,
+    Document,
+    Metric,
+    Piece,
+    Predictions,
+    Proof,
+    Request,
+    Rows,
+    Table,
+    Task,
+    Units,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -378,7 +390,7 @@ class Recommendation(Task):
 
     # predict ---------------------------------------------------------------------------------
 
-    def request(self, document: Mapping[str, Any]) -> Request:
+    def request(self, document: Document) -> Request:
         from bigmodel_cli.tasks.recommendation.catalogue import Catalogue
         from bigmodel_cli.tasks.recommendation.ranking import Query
         from bigmodel_cli.tasks.requests import number_field, shown
@@ -404,9 +416,7 @@ class Recommendation(Task):
         repeat = self.options.repeat if repeat is None else repeat
         return Request(Query(known, k, repeat, len(history) - len(known)))
 
-    def answer(
-        self, model: SequenceModel, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, model: SequenceModel, requests: Sequence[Request]) -> Iterator[Piece]:
         """The likeliest items, with the logarithms of their probabilities; to a history without a
         known item the most popular ones, with those of their shares of training. What is unknown
         of the history, and what is before the last items that the model reads, is counted."""

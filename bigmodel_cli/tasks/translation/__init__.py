@@ -16,7 +16,18 @@ from bigmodel_cli.errors import DataError
 from bigmodel_cli.models.sampling import Search
 from bigmodel_cli.models.shape import Shape
 from bigmodel_cli.options import option
-from bigmodel_cli.tasks import Batch, Metric, Predictions, Proof, Request, Rows, Table, Units
+from bigmodel_cli.tasks import (
+    Batch,
+    Document,
+    Metric,
+    Piece,
+    Predictions,
+    Proof,
+    Request,
+    Rows,
+    Table,
+    Units,
+)
 from bigmodel_cli.tasks.text import TextTask, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -411,7 +422,7 @@ class Translation(TextTask):
 
     # predict ---------------------------------------------------------------------------------
 
-    def request(self, document: Mapping[str, Any]) -> Request:
+    def request(self, document: Document) -> Request:
         from bigmodel_cli.tasks.requests import cleaned_field, number_field
 
         text = cleaned_field(document, "source", trim=True)
@@ -438,9 +449,7 @@ class Translation(TextTask):
         found = search(model, prompts, most, how, end, banned)
         return [self.tokenizer.decode(each.tokens) for each in found]
 
-    def answer(
-        self, model: SequenceModel, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    def answer(self, model: SequenceModel, requests: Sequence[Request]) -> Iterator[Piece]:
         alike: dict[Search, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(request.search or SEARCH, []).append(index)
