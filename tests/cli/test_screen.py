@@ -97,6 +97,7 @@ def test_a_hostile_field_of_a_manifest_is_escaped(cli: Cli) -> None:
     document = manifest.read_json(path, "evaluation", "")
     document["checkpoint"] = ESCAPE
     document["baseline"] = {k: {**v, "name": ESCAPE} for k, v in document["baseline"].items()}
+    document["baselines"] = {ESCAPE: next(iter(document["baselines"].values()))}
     manifest.write_json(path, document)
     for command in ("status", "evaluate"):
         _, shown = on_terminal(cli, command, env={"NO_COLOR": "1"})

@@ -315,4 +315,5 @@ def test_every_phase_shows_progress(trained: Path) -> None:
     assert {"score", "answer", "baselines", "samples", "bootstrap"} <= {*seen}
     for phase in ("score", "answer", "bootstrap"):
         assert seen[phase][-1].done == seen[phase][-1].total
-    assert [event.fields.get("last") for event in seen["baselines"]][1:] == ["copy", "dictionary"]
+    details = [event.detail for event in seen["baselines"]]
+    assert details == ["", "last copy", "last dictionary"]
