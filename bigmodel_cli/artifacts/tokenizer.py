@@ -279,17 +279,16 @@ class Tokenizer:
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
         """The raw bytes of each id; nothing for special tokens. Only of byte-level tokenizers."""
+        known, as_latin = ALPHABET.keys(), str.maketrans({c: chr(b) for c, b in ALPHABET.items()})
         table = []
         for index in range(self.size):
             token = self.inner.id_to_token(index)
             if index in self.specials or token is None:
                 table.append(b"")
+            elif index not in self.added and known >= {*token}:
+                table.append(token.translate(as_latin).encode("latin-1"))
             else:
-                table.append(
-                    bytes(ALPHABET[c] for c in token)
-                    if index not in self.added and all(c in ALPHABET for c in token)
-                    else token.encode()
-                )
+                table.append(token.encode())
         return table
 
     @functools.cached_property
