@@ -103,6 +103,8 @@ def test_a_task_of_another_package_is_a_task(tmp_path: Path) -> None:
         ["prepare", "a.txt", "-w", "other", "--val", "0", "--test", "0", "--tokenizer", "bytes"],
     ):
         done = run(command, tmp_path, env)
+        taken = "the task `language` of `somebody:Nothing` is not used: the name is taken"
+        assert (taken in done.stderr) == (command[0] == "prepare")
         if command[0] == "predict":  # a row is not text
             assert (done.returncode, "`row` must hold `a`, `b`" in done.stderr) == (4, True), done
         else:
@@ -124,8 +126,12 @@ def test_a_package_whose_task_is_broken_is_named_where_it_is_needed(
 ) -> None:
     env = installed(tmp_path / "packages", code, odd_one="somebody:Odd [extra]")
     assert run(["prepare", "--help"], tmp_path, env).returncode == 0
-    (tmp_path / "a.csv").write_text("a,b\n")
-    done = run(["prepare", "a.csv", "--task", "odd-one"], tmp_path, env)
+    (tmp_path / "a.txt").write_text("Some text, which is long enough.\n\nAnd some other text.\n")
+    plain = ["prepare", "a.txt", "--val", "0", "--test", "0", "--tokenizer", "bytes"]
+    done = run(plain, tmp_path, env)
+    assert done.returncode == 0, done
+    assert reason in done.stderr  # it is left out aloud
+    done = run(["prepare", "a.txt", "--task", "odd-one"], tmp_path, env)
     assert done.returncode == 2, done
     assert "the task `odd-one`" in done.stderr
     assert reason in done.stderr

@@ -31,7 +31,7 @@ from bigmodel_cli.events import Context, Progress
 from bigmodel_cli.options import identity
 from bigmodel_cli.prepare import fingerprints
 from bigmodel_cli.prepare.given import escaped, fraction, names_listed, wanted_columns
-from bigmodel_cli.tasks import Rows, Task, save_task, task_class
+from bigmodel_cli.tasks import Rows, Task, save_task, task_class, unused_tasks
 from bigmodel_cli.tasks.keys import task_options
 from bigmodel_cli.worker import beside
 
@@ -63,6 +63,8 @@ def run(
     wanted = wanted_columns(config.column)
     if config.task != "auto":
         task_class(config.task)  # raises
+    for line in unused_tasks():
+        context.warn(line)
     layout = Layout(
         escaped(config.document_separator),
         names_listed(config.header),

@@ -7,7 +7,6 @@ stages stay quick.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,8 +43,11 @@ TABLE = {
     "image-classification": "bigmodel_cli.tasks.image_classification:ImageClassification",
     "recommendation": "bigmodel_cli.tasks.recommendation:Recommendation",
 }
-for point in entry_points(group="bigmodel.tasks"):  # of other packages; ours keep their names
-    TABLE.setdefault(point.name, f"{point.module}:{point.attr}")
+SHADOWED = []  # tasks of other packages whose names are taken
+for point in entry_points(group="bigmodel.tasks"):
+    place = f"{point.module}:{point.attr}"
+    if TABLE.setdefault(point.name, place) != place:
+        SHADOWED.append(f"the task `{point.name}` of `{place}` is not used: the name is taken")
 Document = Mapping[str, Any]  # a request, as JSON has it
 Answer = dict[str, Any]
 Piece = tuple[int, str, Answer | None]  # whose, new text, and all of it once it is finished
@@ -418,13 +420,21 @@ def task_class(name: str) -> type[Task]:
 
 def task_names() -> list[str]:
     """The tasks that can be loaded: one of another package that cannot must not stop the rest."""
+    return [name for name in TABLE if not _problem(name)]
 
-    def loads(name: str) -> bool:
-        with contextlib.suppress(UsageError):
-            return bool(task_class(name))
-        return False
 
-    return list(filter(loads, TABLE))
+def unused_tasks() -> list[str]:
+    """Which tasks of other packages are left out, and why."""
+    return [*SHADOWED, *filter(None, map(_problem, TABLE))]
+
+
+def _problem(name: str) -> str:
+    """Why a task cannot be loaded; nothing if it can."""
+    try:
+        task_class(name)
+    except UsageError as error:
+        return error.message
+    return ""
 
 
 def stored_task(name: str) -> type[Task]:
